@@ -1,0 +1,20 @@
+"""Helena saves PostgreSQL databases from real-time writers.
+
+A durable queue and one polite writer.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from helena_cli.runtime import BatchEngine, add_operation, add_operations, flush
+
+__all__ = ["BatchEngine", "add_operation", "add_operations", "flush"]
+
+
+def __getattr__(name: str) -> Any:
+    """Resolve the public names on first use, so that `import helena_cli` costs next to nothing."""
+    if name in __all__:
+        from helena_cli import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

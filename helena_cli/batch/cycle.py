@@ -1,0 +1,203 @@
+"""One turn of the flusher: what is due is taken from the spool, written, and settled.
+
+The rules of this room:
+- an operation leaves the spool only after the commit that contains it;
+- it is applied once, because the position of the spool moves in the same transaction;
+- a failure that may pass is tried again for ever, and nothing leaves the spool meanwhile;
+- what concerns one row ends in the dead letters, what concerns one table makes its lane wait.
+"""
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting, Writer
+from helena_cli.batch.ledger import FlushRecord, Lane
+from helena_cli.batch.operation import Operation
+from helena_cli.batch.plan import backoff, flush_due
+from helena_cli.batch.spool import Spool
+from helena_cli.errors import HelenaError
+
+log = logging.getLogger(__name__)
+
+
+class Policy(Struct, frozen=True):
+    """When to flush and when to give up. Seconds, operations and bytes."""
+
+    size: int = 100
+    interval: float = 5.0
+    max_size: int = 5000
+    max_bytes: int = 16 * 1024 * 1024
+    lane_timeout: float = 86_400.0
+    shutdown_timeout: float = 10.0
+    #: A child waits at least this long for its foreign-key parent.
+    hold_at_least: float = 60.0
+    #: How often an SQLSTATE that nobody knows is tried again before the row is blamed.
+    unknown_attempts: int = 5
+
+
+class Failure(Struct, frozen=True):
+    """Why flushing does not succeed at the moment."""
+
+    message: str
+    sqlstate: str | None
+    remedy: str
+    #: Consecutive failures.
+    count: int
+    #: What the database layer made of it, where it has a name for it.
+    cause: HelenaError | None = None
+
+
+class Cycle:
+    """Flushes one spool through one writer. Not safe for threads: the flusher's thread owns it."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        writer: Writer,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._spool = spool
+        self._writer = writer
+        self._policy = policy
+        self._clock = clock
+        self._limit = policy.max_size
+        self._retry_at = 0.0
+        self._unknown = 0
+        # Kept until a commit is known to have succeeded: see `Spool.seal`.
+        self._nonce = uuid.uuid4().hex
+        self._parents: dict[int, str] = {}
+        self.failure: Failure | None = None
+        #: Tables written since the last maintenance, with their rows.
+        self.touched: dict[str, int] = {}
+
+    def turn(self, *, force: bool = False) -> bool:
+        """Flush what is due, or with `force` all that can be; whether anything was settled."""
+        now = self._clock()
+        if now < self._retry_at and not force:
+            return False
+        settled = any([self._probe(lane, now) for lane in self._spool.lanes() if lane.reason])
+        pressure = self._spool.pressure()
+        due = pressure.urgent or flush_due(
+            pressure.count,
+            pressure.oldest_age,
+            size=self._policy.size,
+            interval=self._policy.interval,
+        )
+        if due or (force and pressure.count):
+            settled = self._flush() or settled
+        return settled
+
+    def _probe(self, lane: Lane, now: float) -> bool:
+        """Try a waiting lane again in a transaction of its own, or give it up after its time."""
+        if lane.since is not None and now - lane.since > self._policy.lane_timeout:
+            count = self._spool.expire_lane(lane.table, lane.sqlstate, str(lane.reason))
+            log.error("gave up on %s: %d operations are dead letters", lane.table, count)
+            return count > 0
+        if lane.retry_at is not None and now < lane.retry_at:
+            return False
+        return self._flush(lane)
+
+    def _flush(self, lane: Lane | None = None) -> bool:
+        spool = self._spool
+        table = None if lane is None else lane.table
+        operations = spool.take(limit=self._limit, max_bytes=self._policy.max_bytes, lane=table)
+        if not any(operation.due for operation in operations):
+            if lane is not None:
+                spool.resume(lane.table)
+            return False
+        batch = Batch(
+            spool_id=spool.id,
+            target_id=spool.target_id,
+            operations=tuple(operations),
+            nonce=self._nonce,
+            known_nonces=spool.known_nonces({operation.table for operation in operations}),
+            probe=lane is not None,
+            blame_rows=self._unknown >= self._policy.unknown_attempts,
+        )
+        started = time.perf_counter()
+        try:
+            outcome = self._writer.write(batch, hold=self._hold, seal=self._seal)
+        except FlushFailed as failure:
+            self._failed(failure, operations, time.perf_counter() - started)
+            return False
+        self._succeeded(batch, outcome, time.perf_counter() - started)
+        return True
+
+    def _hold(self, operation: Operation, parent: str) -> bool:
+        """Whether a child without its parent is put back: the parent may still be on its way."""
+        since = operation.held_since
+        age = 0.0 if since is None else self._clock() - since
+        self._parents[operation.id] = parent
+        if age > self._policy.lane_timeout:
+            return False
+        return age < self._policy.hold_at_least or self._spool.has_unsettled(parent)
+
+    def _seal(self, outcome: Outcome) -> None:
+        self._spool.seal(self._nonce, outcome.settled_tables, outcome.dead)
+
+    def _succeeded(self, batch: Batch, outcome: Outcome, seconds: float) -> None:
+        spool = self._spool
+        if batch.target_id is None:
+            spool.learn_target(outcome.target_id)
+        due = {operation.id: operation for operation in batch.operations if operation.due}
+        held = [verdict for verdict in outcome.held if verdict.operation_id in due]
+        delays = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
+        spool.settle(outcome, self._nonce, delays)
+        for table, waiting in outcome.waiting.items():
+            self._wait(table, waiting)
+        self._release_children(outcome)
+        settled = len(outcome.written) + len(outcome.coalesced) + len(outcome.skipped)
+        spool.record(FlushRecord(self._clock(), settled + len(outcome.dead), outcome.rows, seconds))
+        spool.checkpoint()
+        for table in outcome.settled_tables:
+            self.touched[table] = self.touched.get(table, 0) + outcome.rows
+        self._nonce = uuid.uuid4().hex
+        self._limit = min(self._policy.max_size, self._limit * 2)
+        self._retry_at, self._unknown, self.failure = 0.0, 0, None
+
+    def _hold_delay(self, operation: Operation) -> float:
+        return float(min(60.0, min(5.0, self._policy.interval) * 2 ** min(operation.attempts, 10)))
+
+    def _release_children(self, outcome: Outcome) -> None:
+        """Children whose parents' table has just moved need not wait for their time."""
+        for identifier in (*outcome.written, *outcome.coalesced, *outcome.skipped):
+            self._parents.pop(identifier, None)
+        for verdict in outcome.dead:
+            self._parents.pop(verdict.operation_id, None)
+        tried = {verdict.operation_id for verdict in outcome.held}
+        ready = [
+            identifier
+            for identifier, parent in self._parents.items()
+            if parent in outcome.settled_tables and identifier not in tried
+        ]
+        if ready:
+            self._spool.release_held(ready)
+
+    def _wait(self, table: str, waiting: Waiting) -> None:
+        tries = next((lane.tries for lane in self._spool.lanes() if lane.table == table), 0)
+        delay = backoff(tries, base=1.0, random=random.random)
+        self._spool.wait(table, waiting, delay)
+        log.warning("%s waits: %s", table, waiting.reason)
+
+    def _failed(self, failure: FlushFailed, operations: list[Operation], seconds: float) -> None:
+        count = 1 + (self.failure.count if self.failure else 0)
+        cause = failure.__cause__ if isinstance(failure.__cause__, HelenaError) else None
+        self.failure = Failure(str(failure), failure.sqlstate, failure.remedy, count, cause)
+        self._retry_at = self._clock() + backoff(count - 1, random=random.random)
+        self._spool.record(FlushRecord(self._clock(), 0, 0, seconds, str(failure)))
+        log.warning("flush failed (%d in a row): %s", count, failure)
+        if failure.unknown:
+            self._unknown += 1
+        if failure.halve:
+            self._limit = max(1, len(operations) // 2)
+            if len(operations) == 1 and count >= self._policy.unknown_attempts:
+                # It alone takes longer than a statement may: it would block the queue for ever.
+                sqlstate = failure.sqlstate or ""
+                self._spool.bury([Verdict(operations[0].id, sqlstate, str(failure))])

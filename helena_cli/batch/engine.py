@@ -1,0 +1,211 @@
+"""The engine: callers append to the spool, one thread flushes while it holds the lease.
+
+The lock of a spool covers one short transaction, never the database. Threads are started in one
+place and joined in one place, with a limit, and a thread that does not stop is named in the log.
+"""
+
+import logging
+import os
+import platform
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from helena_cli.batch.cycle import Cycle, Failure, Policy
+from helena_cli.batch.flush import Writer
+from helena_cli.batch.lease import Lease
+from helena_cli.batch.ledger import Flusher
+from helena_cli.batch.spool import Spool
+from helena_cli.errors import SpoolError
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the spool, with and without the lease.
+TICK = 0.1
+STANDBY_TICK = 0.5
+#: Seconds between two signs of life; without one for 60 s `status` calls the flusher stale.
+HEARTBEAT = 5.0
+#: Pending lists are emptied so many seconds after the last time, sooner when many rows were sent.
+MAINTENANCE_SECONDS = 60.0
+MAINTENANCE_ROWS = 10_000
+MAINTENANCE_PAUSE = 1.0
+
+
+class Engine:
+    """Takes operations and sees to it that they are written.
+
+    `spool` serves the callers, `cycle_spool` the flusher's thread: two connections to one file, so
+    that a caller never waits while a batch is read.
+    """
+
+    def __init__(
+        self, spool: Spool, cycle_spool: Spool, writer: Writer, lease: Lease, policy: Policy
+    ) -> None:
+        self._spool = spool
+        self._cycle_spool = cycle_spool
+        self._writer = writer
+        self._lease = lease
+        self._policy = policy
+        self._cycle = Cycle(cycle_spool, writer, policy)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._turned = threading.Condition()
+        self._stopping = threading.Event()
+        self._deadline = 0.0
+        self._thread: threading.Thread | None = None
+        self._appended = 0
+        self._since = self._beaten = self._maintained = 0.0
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why this process's flushing does not succeed at the moment; None while it does."""
+        return self._cycle.failure
+
+    @property
+    def flushing(self) -> bool:
+        """Whether this process is the host's flusher."""
+        return self._lease.held
+
+    def start(self) -> None:
+        """Start the flusher's thread.
+
+        Done by the first operation too; a second call does nothing.
+        """
+        with self._lock:
+            if self._thread is None:
+                self._thread = _spawn(self._run, "helena-flusher")
+
+    def add_operation(self, kind: str, table: str, data: Any) -> int:
+        """Accept one operation and return its id: it is durable then, and soon written.
+
+        Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing was queued.
+        """
+        identifier = self._spool.append(kind, table, data)
+        self._accepted(1)
+        return identifier
+
+    def add_operations(self, operations: Iterable[tuple[str, str, Any]]) -> list[int]:
+        """Accept many operations at once, all or none, and return their ids in order."""
+        identifiers = self._spool.extend(operations)
+        self._accepted(len(identifiers))
+        return identifiers
+
+    def extend(self, operations: Iterable[tuple[str, str, Any]]) -> list[int]:
+        """The same as `add_operations`, under the spool's name for it."""
+        return self.add_operations(operations)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that is in the spool now is committed, dead, held or in a waiting lane.
+
+        Returns False when that took longer than `timeout` seconds; nothing is lost then. It does
+        not matter which process flushes.
+        """
+        self.start()
+        through = self._spool.request_flush()
+        self._wake.set()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._spool.is_settled(through):
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            with self._turned:
+                self._turned.wait(0.05)
+        return True
+
+    def close(self, timeout: float | None = None) -> int:
+        """Drain if this process is the flusher, hand on the lease; how many operations remain.
+
+        `timeout` in seconds, by default the shutdown timeout; what it cuts off stays in the spool.
+        """
+        limit = self._policy.shutdown_timeout if timeout is None else timeout
+        self._deadline = time.monotonic() + limit
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            # One statement may outlast the deadline; what it decides is safe either way.
+            self._thread.join(limit + 5.0)
+            if self._thread.is_alive():
+                log.error("helena-flusher did not stop in time: it still waits for the database")
+                return self._spool.queue().total
+        self._writer.close()
+        self._lease.release()
+        return self._spool.queue().total
+
+    def _accepted(self, count: int) -> None:
+        if self._thread is None:
+            self.start()
+        self._appended += count
+        if self._appended >= self._policy.size:
+            self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._guarded(self._turn)
+            with self._turned:
+                self._turned.notify_all()
+            if self._wake.wait(TICK if self._lease.held else STANDBY_TICK):
+                self._wake.clear()
+        self._guarded(self._drain)
+
+    def _guarded(self, work: Any) -> None:
+        """A failure of one turn must not end the thread that keeps the promise."""
+        try:
+            work()
+        except SpoolError as error:
+            log.error("%s %s", error, error.remedy)
+            self._stopping.wait(1.0)
+        except Exception:
+            log.exception("a turn of the flusher failed; the operations stay in the spool")
+            self._stopping.wait(1.0)
+
+    def _turn(self) -> None:
+        if not self._lease.held:
+            if not self._lease.acquire():
+                return
+            self._since = time.time()
+        self._beat()
+        self._maintain()
+        self._appended = 0
+        while self._cycle.turn() and not self._stopping.is_set():
+            with self._turned:
+                self._turned.notify_all()
+            self._beat()
+            self._maintain()
+
+    def _drain(self) -> None:
+        """Write what is left.
+
+        Two failures in a row mean that it has to wait for another process.
+        """
+        if not (self._lease.held or self._lease.acquire()):
+            return
+        while time.monotonic() < self._deadline:
+            failure = self._cycle.failure
+            if failure is not None and failure.count >= 2:
+                return
+            settled = self._cycle.turn(force=True)
+            if not settled and self._cycle.failure is None:
+                return
+
+    def _beat(self) -> None:
+        now = time.time()
+        if not 0 <= now - self._beaten < HEARTBEAT:
+            self._beaten = now
+            self._cycle_spool.beat(Flusher(os.getpid(), platform.node(), self._since, now))
+
+    def _maintain(self) -> None:
+        """Empty the pending lists of the tables written, but not at every turn."""
+        touched, now = self._cycle.touched, time.monotonic()
+        many = sum(touched.values()) >= MAINTENANCE_ROWS
+        if not touched:
+            self._maintained = now
+        elif now - self._maintained >= (MAINTENANCE_PAUSE if many else MAINTENANCE_SECONDS):
+            self._maintained = now
+            self._cycle.touched = {}
+            self._writer.maintain(frozenset(touched))
+
+
+def _spawn(target: Any, name: str) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -1,0 +1,113 @@
+"""What goes into a flush and what comes out of it: the contract between engine and writer."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from helena_cli.batch.operation import Operation
+
+
+class Batch(Struct, frozen=True):
+    """Operations for one transaction, and what the spool knows about its earlier ones."""
+
+    spool_id: str
+    #: The `helena.meta` id of the database this spool belongs to; None before the first contact.
+    target_id: str | None
+    #: By id. Of each table they are a prefix of what the spool holds, plus all of its held ones.
+    operations: tuple[Operation, ...]
+    #: Written into the position rows by this flush.
+    nonce: str
+    #: Table → the nonces that an earlier flush of this spool may have left in its position row.
+    known_nonces: Mapping[str, frozenset[str]]
+    #: A waiting lane is tried again: do not let a lock hold up the others for long.
+    probe: bool = False
+    #: Unknown SQLSTATEs were retried often enough: blame the row.
+    blame_rows: bool = False
+
+
+class Verdict(Struct, frozen=True):
+    """What the database said against one operation."""
+
+    operation_id: int
+    sqlstate: str
+    message: str
+    constraint: str | None = None
+    #: For a foreign key: the parent table, `name` or `schema.name`.
+    parent: str | None = None
+
+
+class Waiting(Struct, frozen=True):
+    """Why a whole lane was left out of a flush."""
+
+    reason: str
+    sqlstate: str | None = None
+    remedy: str = ""
+
+
+class Outcome(Struct, frozen=True):
+    """What became of each operation of a batch.
+
+    An operation of a waiting lane is in none of the lists.
+    """
+
+    target_id: str
+    #: Ids whose values are in the table by a row of their own, or a message that was left alone.
+    written: tuple[int, ...] = ()
+    #: Ids whose values went into the row of another operation on the same key.
+    coalesced: tuple[int, ...] = ()
+    #: Ids that an earlier flush had applied already.
+    skipped: tuple[int, ...] = ()
+    dead: tuple[Verdict, ...] = ()
+    held: tuple[Verdict, ...] = ()
+    #: Table → why its lane waits.
+    waiting: Mapping[str, Waiting] = {}
+    #: Tables whose lanes moved.
+    settled_tables: frozenset[str] = frozenset()
+    #: Rows sent to the server.
+    rows: int = 0
+
+
+class FlushFailed(Exception):
+    """Nothing is known to be written; the whole batch stays in the spool and is tried again."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sqlstate: str | None = None,
+        remedy: str = "",
+        halve: bool = False,
+        unknown: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        self.remedy = remedy
+        #: The statement took too long: try again with half of the operations.
+        self.halve = halve
+        #: The SQLSTATE is in none of the known classes.
+        self.unknown = unknown
+
+
+class Writer(Protocol):
+    """Writes batches into a database. Not safe for threads: the engine's flusher owns it."""
+
+    def write(
+        self,
+        batch: Batch,
+        *,
+        hold: Callable[[Operation, str], bool],
+        seal: Callable[[Outcome], None],
+    ) -> Outcome:
+        """Apply a batch in one transaction and return what became of each operation.
+
+        `hold(operation, parent)` decides whether a foreign-key violation is put back (True) or
+        dead. `seal(outcome)` is called once, after the last statement and before COMMIT: it makes
+        nonce and dead letters durable. Raises FlushFailed.
+        """
+
+    def maintain(self, tables: frozenset[str]) -> None:
+        """Empty the GIN pending lists of these tables on a second connection. Never raises."""
+
+    def close(self) -> None:
+        """Close all connections."""

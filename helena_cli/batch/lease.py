@@ -1,0 +1,78 @@
+"""A lock between processes that ends with its holder, however that ends."""
+
+import fcntl
+import os
+import time
+import weakref
+from pathlib import Path
+
+from helena_cli.batch.spoolfile import translated
+
+#: Seconds between two looks at a lock that somebody else holds.
+POLL = 0.05
+
+
+class Lease:
+    """An exclusive lock on a file beside the spool. Not reentrant; one object per use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+        _leases.add(self)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it."""
+        return self._fd is not None
+
+    def acquire(self, timeout: float = 0.0) -> bool:
+        """Take the lock if it is free or becomes so within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not self._try(fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL)
+        return True
+
+    def release(self) -> None:
+        """Give it back; nothing happens when it is not held."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def held_by_anyone(self) -> bool:
+        """Whether some process holds it now."""
+        if self.held:
+            return True
+        # A shared lock, so that two who look at once do not see each other.
+        free = self._try(fcntl.LOCK_SH)
+        self.release()
+        return not free
+
+    def _try(self, mode: int) -> bool:
+        if self._fd is not None:
+            return True
+        with translated(self.path):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+
+_leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """A fork shares the lock with its parent.
+
+    Closing the copy keeps the lock with the parent alone.
+    """
+    for lease in list(_leases):
+        lease.release()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,190 @@
+"""An operation: one row that somebody wants to have in a table, as JSON."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+import msgspec
+
+from helena_cli.errors import InvalidOperation
+
+Kind = Literal["insert", "update", "message"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+_INT64 = range(-(2**63), 2**64)
+
+
+class Operation(msgspec.Struct, frozen=True, gc=False):
+    """An accepted operation as it lies in the spool."""
+
+    #: Grows with acceptance; about the Unix time of acceptance in microseconds.
+    id: int
+    kind: Kind
+    #: `name` or `schema.name`, as the caller gave it; also the name of its lane.
+    table: str
+    #: One JSON object, column → value, UTF-8.
+    data: bytes
+    #: How often a flush tried it and put it back.
+    attempts: int = 0
+    #: Unix time of the first time it was put back, None when it never was.
+    held_since: float | None = None
+    #: False while a held operation waits for its next attempt: then it only blocks its key.
+    due: bool = True
+
+    def columns(self) -> dict[str, msgspec.Raw]:
+        """The values by column, each still encoded."""
+        return _decode_columns(self.data)
+
+
+_decode_columns = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def encode(kind: Any, table: Any, data: Any, *, max_bytes: int) -> bytes:
+    """Check an operation and return its data as JSON.
+
+    Aware datetimes become UTC, bytes become PostgreSQL's hex text, sets become arrays. Raises
+    InvalidOperation, which names the field, for whatever PostgreSQL could never store.
+    """
+    if kind not in KINDS:
+        raise _invalid("kind", f"{kind!r} is not one of {', '.join(KINDS)}")
+    _check_table(table)
+    if not isinstance(data, Mapping) or not data:
+        raise _invalid("data", "it must be a mapping of column to value with at least one column")
+    for column in data:
+        if not isinstance(column, str) or not column or "\0" in column:
+            raise _invalid("data", f"{column!r} is not a column name")
+    try:
+        encoded = _encode({column: _plain(value, column) for column, value in data.items()})
+    except RecursionError:
+        raise _invalid("data", "it is nested too deeply, or contains itself") from None
+    except UnicodeEncodeError:
+        raise _invalid("data", "a column name contains a lone surrogate") from None
+    if len(encoded) > max_bytes:
+        raise _invalid("data", f"{len(encoded):,} bytes of JSON; the limit is {max_bytes:,} bytes")
+    return encoded
+
+
+def _check_table(table: Any) -> None:
+    """`name` or `schema.name`.
+
+    Anything longer than PostgreSQL's identifiers is cut there, so not here.
+    """
+    if not isinstance(table, str):
+        raise _invalid("table", f"it must be text, not {type(table).__name__}")
+    parts = table.split(".")
+    if len(parts) > 2 or not all(part.strip() for part in parts):
+        raise _invalid("table", f"{table!r} is neither a table's name nor schema.name")
+    _check_text(table, "table")
+
+
+def _plain(value: Any, path: str) -> Any:
+    """The value in types that the encoder writes as PostgreSQL reads them."""
+    if value is None or value is True or value is False:
+        return value
+    convert = _CONVERT.get(type(value))
+    if convert is None:
+        convert = next((_CONVERT[t] for t in _CONVERT if isinstance(value, t)), None)
+    if convert is None:
+        if isinstance(value, Mapping):
+            convert = _mapping
+        else:
+            raise _invalid(path, f"a {type(value).__name__} has no form in JSON")
+    return convert(value, path)
+
+
+def _text(value: str, path: str) -> str:
+    if not value.isascii() or "\0" in value:
+        _check_text(value, path)
+    return str(value)
+
+
+def _check_text(value: str, path: str) -> None:
+    if "\0" in value:
+        raise _invalid(path, "PostgreSQL stores no NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _invalid(path, "it contains a lone surrogate, which is not Unicode text") from None
+
+
+def _integer(value: int, path: str) -> Any:
+    if value in _INT64:
+        return int(value)
+    try:
+        return msgspec.Raw(str(int(value)).encode())
+    except ValueError:
+        raise _invalid(path, "the number has too many digits") from None
+
+
+def _float(value: float, path: str) -> float:
+    if not math.isfinite(value):
+        raise _invalid(path, f"JSON has no {value}")
+    return float(value)
+
+
+def _decimal(value: Decimal, path: str) -> Decimal:
+    if not value.is_finite():
+        raise _invalid(path, f"JSON has no {value}")
+    return value
+
+
+def _datetime(value: datetime, path: str) -> datetime:
+    try:
+        return value.astimezone(UTC) if value.tzinfo is not None else value
+    except OverflowError:
+        raise _invalid(path, f"{value} lies outside the calendar in UTC") from None
+
+
+def _bytes(value: Any, _: str) -> str:
+    return "\\x" + bytes(value).hex()
+
+
+def _same(value: Any, _: str) -> Any:
+    return value
+
+
+def _list(value: Any, path: str) -> list[Any]:
+    return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+
+def _mapping(value: Mapping[Any, Any], path: str) -> dict[str, Any]:
+    plain = {}
+    for key, item in value.items():
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise _invalid(path, f"the key {key!r} is not text")
+        name = str(key)
+        plain[_text(name, path)] = _plain(item, f"{path}.{name}")
+    return plain
+
+
+_CONVERT: dict[type, Any] = {
+    str: _text,
+    int: _integer,
+    float: _float,
+    dict: _mapping,
+    list: _list,
+    tuple: _list,
+    set: _list,
+    frozenset: _list,
+    datetime: _datetime,
+    date: _same,
+    time: _same,
+    timedelta: _same,
+    UUID: _same,
+    Decimal: _decimal,
+    bytes: _bytes,
+    bytearray: _bytes,
+    memoryview: _bytes,
+}
+
+
+def _invalid(field: str, reason: str) -> InvalidOperation:
+    return InvalidOperation(
+        f"The operation was refused: {field}: {reason}.",
+        field=field,
+        remedy="Nothing was queued. Mend the value and call again.",
+    )

@@ -1,0 +1,441 @@
+"""The spool: accepted operations, in order, until the database has them.
+
+Ids grow with acceptance and follow the clock: `max(last id + 1, Unix time in µs)`. A new or
+restored file thus never hands out ids at or below those that the database remembers, which a flush
+would skip in silence.
+
+Counters change in the transaction that adds, removes or moves a row, so that at any moment
+accepted = written + coalesced + dead + dropped + spooled.
+"""
+
+import json
+import sqlite3
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from heapq import merge
+from pathlib import Path
+from typing import Any, TypeVar
+
+from helena_cli.batch import lanes, ledger, letters, spoolfile
+from helena_cli.batch.flush import Outcome, Verdict, Waiting
+from helena_cli.batch.ledger import (
+    Conservation,
+    Flusher,
+    Flushes,
+    FlushRecord,
+    Lane,
+    Pressure,
+    Queue,
+)
+from helena_cli.batch.letters import DeadLetter
+from helena_cli.batch.operation import Operation, encode
+from helena_cli.batch.spoolfile import Durability, SpoolFile
+from helena_cli.errors import SpoolFull
+
+Item = TypeVar("Item")
+
+MIB = 1024 * 1024
+
+#: Rows per delete. 5,000 in one transaction held the write lock, and every appender with it, 27 ms.
+CHUNK = 500
+
+
+class Spool:
+    """The durable queue of one target database.
+
+    Any process may append and read; safe for threads.
+    """
+
+    def __init__(
+        self,
+        file: SpoolFile,
+        *,
+        max_bytes: int,
+        max_operation_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        self._max_operation_bytes = max_operation_bytes
+        self._clock = clock
+        # Measuring the pages costs as much as an append, so it is done now and then.
+        self._unmeasured = self._measure_every = min(65_536, max_bytes // 64)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        durability: Durability = "process",
+        max_bytes: int = 4096 * MIB,
+        max_operation_bytes: int = 8 * MIB,
+        clock: Callable[[], float] = time.time,
+    ) -> "Spool":
+        """Open or make the spool at `path`. Raises SpoolUnavailable or SpoolFull."""
+        file = SpoolFile(path, durability=durability, clock=clock)
+        return cls(file, max_bytes=max_bytes, max_operation_bytes=max_operation_bytes, clock=clock)
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies."""
+        return self._file.path
+
+    @property
+    def id(self) -> str:
+        """What the position rows in the database know this spool by."""
+        return str(self._meta("spool_id"))
+
+    @property
+    def target_id(self) -> str | None:
+        """The `helena.meta` id of the database it belongs to; None before the first contact."""
+        return self._meta("target_id")
+
+    def close(self) -> None:
+        """Close the file; what is queued stays."""
+        self._file.close()
+
+    # Accepting
+
+    def append(self, kind: Any, table: Any, data: Any) -> int:
+        """Accept one operation and return its id; durable when this returns.
+
+        Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing was queued.
+        """
+        row = (kind, table, encode(kind, table, data, max_bytes=self._max_operation_bytes))
+        return self._file.transact(lambda connection: self._append(connection, [row]))[0]
+
+    def extend(self, operations: Iterable[tuple[Any, Any, Any]]) -> list[int]:
+        """Accept many operations in one transaction, all or none, and return their ids in order."""
+        limit = self._max_operation_bytes
+        rows = [
+            (kind, table, encode(kind, table, data, max_bytes=limit))
+            for kind, table, data in operations
+        ]
+        if not rows:
+            return []
+        return list(self._file.transact(lambda connection: self._append(connection, rows)))
+
+    def _append(
+        self, connection: sqlite3.Connection, rows: Sequence[tuple[str, str, bytes]]
+    ) -> range:
+        """Write encoded operations; the range of their ids."""
+        # Not UPDATE … RETURNING: it materialises its rows, and every caller pays for that.
+        (last,) = connection.execute("SELECT last_id FROM counters").fetchone()
+        first = max(last + 1, int(self._clock() * 1_000_000))
+        ids = range(first, first + len(rows))
+        connection.execute(
+            "UPDATE counters SET last_id = ?, accepted = accepted + ?", (ids[-1], len(rows))
+        )
+        kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        sizes: Counter[str] = Counter()
+        for kind, table, data in rows:
+            kinds[table][kind] += 1
+            sizes[table] += len(data)
+        lane = {table: self._grow(connection, table, kinds[table], sizes[table]) for table in kinds}
+        connection.executemany(
+            "INSERT INTO operations (id, lane, kind, data) VALUES (?, ?, ?, ?)",
+            [
+                (i, lane[table], kind, data)
+                for i, (kind, table, data) in zip(ids, rows, strict=True)
+            ],
+        )
+        self._check_size(connection, sum(sizes.values()))
+        return ids
+
+    def _grow(
+        self, connection: sqlite3.Connection, table: str, kinds: Counter[str], size: int
+    ) -> int:
+        lane, used = lanes.grow(connection, table, kinds, size)
+        if used > self._max_bytes // 2:
+            raise SpoolFull(
+                f"The queue for {table} holds {used:,} bytes, more than half of the spool's limit"
+                f" of {self._max_bytes:,}; the operation was not accepted.",
+                remedy="See why it is not written (helena status) or raise [spool] max_bytes.",
+            )
+        return lane
+
+    def _check_size(self, connection: sqlite3.Connection, size: int) -> None:
+        self._unmeasured += size
+        if self._unmeasured < self._measure_every:
+            return
+        used = spoolfile.used_bytes(connection)
+        if used > self._max_bytes:
+            raise SpoolFull(
+                f"The queue is full: {used:,} of {self._max_bytes:,} bytes are in use; the"
+                " operation was not accepted.",
+                remedy="See why nothing is written (helena status) or raise [spool] max_bytes.",
+            )
+        self._unmeasured = 0
+
+    # Flushing: only the holder of the lease calls these
+
+    def pressure(self) -> Pressure:
+        """What could be written now.
+
+        Held operations that are not due and waiting lanes do not count.
+        """
+        now = self._clock()
+        return self._file.read(lambda connection: ledger.pressure(connection, now))
+
+    def take(self, *, limit: int, max_bytes: int, lane: str | None = None) -> list[Operation]:
+        """The oldest operations that fit into one flush, by id, and all held ones of their tables.
+
+        Of every lane that flows, or of the one named `lane` although it waits.
+        """
+        now = self._clock()
+        return self._file.read(lambda connection: _take(connection, limit, max_bytes, lane, now))
+
+    def known_nonces(self, tables: Iterable[str]) -> dict[str, frozenset[str]]:
+        """Table → the nonces that an earlier flush may have left in its position row."""
+        query = "SELECT name, nonces FROM lanes"
+        rows = self._file.read(lambda connection: connection.execute(query).fetchall())
+        known = {name: frozenset(nonces.split()) for name, nonces in rows}
+        return {table: known.get(table, frozenset()) for table in tables}
+
+    def seal(self, nonce: str, tables: Iterable[str], dead: Sequence[Verdict]) -> None:
+        """Put on the disk, before COMMIT, what must outlive it: the nonce and the dead letters."""
+        names = list(tables)
+        self._file.transact(lambda connection: lanes.remember_nonce(connection, nonce, names))
+        self.bury(dead)
+        self._file.sync()
+
+    def bury(self, dead: Sequence[Verdict]) -> None:
+        """Move operations to the dead letters."""
+        now = self._clock()
+        for chunk in _chunks(dead):
+            self._file.transact(lambda connection: letters.bury(connection, chunk, now))  # noqa: B023
+
+    def settle(self, outcome: Outcome, nonce: str, delays: Mapping[int, float]) -> None:
+        """Forget what the database has; put back what is held, for `delays` seconds by id."""
+        now = self._clock()
+        written = [*outcome.written, *outcome.skipped]
+        for counter, ids in (("written", written), ("coalesced", outcome.coalesced)):
+            for chunk in _chunks(ids):
+                self._file.transact(_deletion(chunk, counter))
+        held = [(now, now + delay, identifier) for identifier, delay in delays.items()]
+        self._file.transact(lambda connection: _settle(connection, outcome, nonce, held))
+
+    def wait(self, table: str, waiting: Waiting, delay: float) -> None:
+        """Let a lane wait `delay` seconds and say why; the operations stay."""
+        now = self._clock()
+        self._file.transact(lambda c: lanes.wait(c, table, waiting, now, delay))
+
+    def resume(self, table: str) -> None:
+        """Let a lane flow again."""
+        self._file.transact(lambda connection: lanes.resume(connection, [table]))
+
+    def expire_lane(self, table: str, sqlstate: str | None, reason: str) -> int:
+        """Give up on a lane: all of its operations become dead letters. Returns how many."""
+        count = 0
+        while chunk := self.take(limit=CHUNK, max_bytes=16 * MIB, lane=table):
+            self.bury([Verdict(o.id, sqlstate or "", reason) for o in chunk])
+            count += len(chunk)
+        self.resume(table)
+        return count
+
+    def release_held(self, operation_ids: Iterable[int]) -> None:
+        """Make held operations due now."""
+        ids = json.dumps(list(operation_ids))
+        statement = (
+            "UPDATE operations SET retry_at = 0 WHERE held_since IS NOT NULL"
+            " AND id IN (SELECT value FROM json_each(?))"
+        )
+        self._file.transact(lambda connection: connection.execute(statement, (ids,)))
+
+    def has_unsettled(self, table: str) -> bool:
+        """Whether operations for a table wait that are not merely held."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM operations o JOIN lanes l ON l.id = o.lane"
+            " WHERE l.name = ? AND o.held_since IS NULL)"
+        )
+        return self._file.read(lambda c: bool(c.execute(query, (table,)).fetchone()[0]))
+
+    def beat(self, flusher: Flusher) -> None:
+        """Say that the flusher is alive."""
+        self._file.transact(lambda connection: ledger.beat(connection, flusher))
+
+    def record(self, flush: FlushRecord) -> None:
+        """Remember one flush."""
+        self._file.transact(lambda connection: ledger.record(connection, flush))
+
+    def learn_target(self, target_id: str) -> None:
+        """Bind this spool to a database on first contact."""
+        self._file.transact(lambda connection: _set_meta(connection, "target_id", target_id))
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log into the file."""
+        self._file.checkpoint()
+
+    def renew_identity(self, why: str) -> None:
+        """Become a new spool; what is queued becomes dead letters, for it may have been written."""
+        now = self._clock()
+        self._file.transact(lambda c: spoolfile.take_new_identity(c, self.path, now, why))
+
+    # Looking
+
+    def request_flush(self) -> int:
+        """Ask the flusher, in whatever process, to write all that is queued now; its last id."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            (last,) = connection.execute("SELECT last_id FROM counters").fetchone()
+            _set_meta(connection, "flush_through", str(last))
+            return int(last)
+
+        return self._file.transact(work)
+
+    def is_settled(self, through: int) -> bool:
+        """Whether all operations up to this id are gone, held or in a waiting lane."""
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM lanes l WHERE reason IS NULL AND EXISTS (SELECT 1"
+            " FROM operations o WHERE o.lane = l.id AND o.id <= ? AND o.held_since IS NULL))"
+        )
+        return self._file.read(lambda c: not c.execute(query, (through,)).fetchone()[0])
+
+    def queued(self, table: str) -> Iterator[Operation]:
+        """What waits in one lane, in order, read in pieces."""
+        query = f"{OPERATION} WHERE l.name = ? AND o.id > ? ORDER BY o.id LIMIT {CHUNK}"
+        last = 0
+        while page := self._file.read(lambda c: c.execute(query, (0, table, last)).fetchall()):  # noqa: B023
+            yield from map(_operation, page)
+            last = page[-1][0]
+
+    def conservation(self) -> Conservation:
+        """Both sides of the law, in one snapshot."""
+        return self._file.read(ledger.conservation)
+
+    def queue(self) -> Queue:
+        """What waits, in numbers."""
+        now = self._clock()
+        return self._file.read(lambda connection: ledger.queue(connection, now))
+
+    def lanes(self) -> list[Lane]:
+        """Every table with queued operations or a reason to wait."""
+        return self._file.read(ledger.lanes)
+
+    def flushes(self) -> Flushes:
+        """All flushes in numbers, and the last one."""
+        return self._file.read(ledger.flushes)
+
+    def flusher(self) -> Flusher | None:
+        """The process that flushed last, as it said itself.
+
+        The lease tells whether it still runs.
+        """
+        return self._file.read(ledger.flusher)
+
+    def lost(self) -> int:
+        """How many operations a repair could not bring back."""
+        return self._file.read(lambda c: int(c.execute("SELECT lost FROM counters").fetchone()[0]))
+
+    # Dead letters
+
+    def dead_letters(
+        self, ids: Sequence[int] | None = None, *, table: str | None = None
+    ) -> list[DeadLetter]:
+        """The dead letters with these ids, of one table, or all; oldest first."""
+        return self._file.read(lambda connection: letters.select(connection, ids, table))
+
+    def retry(self, ids: Iterable[int]) -> int:
+        """Put dead letters back at the end of the queue, under new ids. Returns how many."""
+
+        def work(connection: sqlite3.Connection, chunk: Sequence[int]) -> int:
+            rows = letters.remove(connection, chunk)
+            if rows:
+                self._append(connection, rows)
+            # They had been accepted before.
+            connection.execute("UPDATE counters SET accepted = accepted - ?", (len(rows),))
+            return len(rows)
+
+        return self._by_chunks(ids, work)
+
+    def drop(self, ids: Iterable[int]) -> int:
+        """Delete dead letters for good. Returns how many."""
+
+        def work(connection: sqlite3.Connection, chunk: Sequence[int]) -> int:
+            count = len(letters.remove(connection, chunk))
+            connection.execute("UPDATE counters SET dropped = dropped + ?", (count,))
+            return count
+
+        return self._by_chunks(ids, work)
+
+    def _by_chunks(
+        self, ids: Iterable[int], work: Callable[[sqlite3.Connection, Sequence[int]], int]
+    ) -> int:
+        count = 0
+        for chunk in _chunks(list(ids)):
+            count += self._file.transact(lambda connection: work(connection, chunk))  # noqa: B023
+        return count
+
+    def _meta(self, key: str) -> str | None:
+        query = "SELECT value FROM meta WHERE key = ?"
+        row = self._file.read(lambda connection: connection.execute(query, (key,)).fetchone())
+        return str(row[0]) if row and row[0] else None
+
+
+OPERATION = (
+    "SELECT o.id, o.kind, l.name, o.data, o.attempts, o.held_since, o.held_since IS NULL OR"
+    " o.retry_at <= ? FROM operations o JOIN lanes l ON l.id = o.lane"
+)
+
+
+def _operation(row: tuple[Any, ...]) -> Operation:
+    identifier, kind, table, data, attempts, held_since, due = row
+    return Operation(identifier, kind, table, data, attempts, held_since, bool(due))
+
+
+def _take(
+    connection: sqlite3.Connection, limit: int, max_bytes: int, lane: str | None, now: float
+) -> list[Operation]:
+    found = connection.execute(
+        "SELECT id FROM lanes WHERE inserts + updates + messages > 0"
+        " AND CASE WHEN ?1 IS NULL THEN reason IS NULL ELSE name = ?1 END",
+        (lane,),
+    ).fetchall()
+    fresh = f"{OPERATION} WHERE o.lane = ? AND o.held_since IS NULL ORDER BY o.id LIMIT ?"
+    held = f"{OPERATION} WHERE o.lane = ? AND o.held_since IS NOT NULL"
+    taken: list[Operation] = []
+    room = max_bytes
+    # Cursors are lazy: merging them reads only what is taken.
+    for row in merge(*(connection.execute(fresh, (now, number, limit)) for (number,) in found)):
+        room -= len(row[3])
+        if taken and (room < 0 or len(taken) >= limit):
+            break
+        taken.append(_operation(row))
+    for (number,) in found:
+        taken.extend(map(_operation, connection.execute(held, (now, number))))
+    return sorted(taken, key=lambda operation: operation.id)
+
+
+def _deletion(ids: Sequence[int], counter: str) -> Callable[[sqlite3.Connection], None]:
+    def work(connection: sqlite3.Connection) -> None:
+        count = lanes.delete(connection, ids)
+        connection.execute(f"UPDATE counters SET {counter} = {counter} + ?", (count,))
+
+    return work
+
+
+def _settle(
+    connection: sqlite3.Connection,
+    outcome: Outcome,
+    nonce: str,
+    held: Sequence[tuple[float, float, int]],
+) -> None:
+    connection.executemany(
+        "UPDATE operations SET attempts = attempts + 1, held_since = coalesce(held_since, ?),"
+        " retry_at = ? WHERE id = ?",
+        held,
+    )
+    connection.executemany(
+        "UPDATE lanes SET nonces = ? WHERE name = ?",
+        [(nonce, table) for table in outcome.settled_tables],
+    )
+    lanes.resume(connection, outcome.settled_tables)
+
+
+def _set_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

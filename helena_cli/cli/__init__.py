@@ -1,0 +1,114 @@
+"""The command line: which commands there are, and the one place where errors end.
+
+A command file reads options, makes one call into the library, shows the result and returns an exit
+code. It imports what it needs inside the command, so that `helena --help` stays quick.
+
+stdout carries the result, stderr everything that is said about it. After an error stdout is empty,
+with `--json` too, unless the command could answer in part.
+"""
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import typer
+
+from helena_cli.cli import dead_letters, init, options, process_pending, status
+from helena_cli.errors import ExitCode, HelenaError
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    help="A durable local queue and one polite batch writer for PostgreSQL.",
+    epilog="Exit codes: 0 done; 1 in part, or unhealthy; 2 wrong usage; 3 configuration; "
+    "4 database unreachable; 5 refused; 70 a bug; 130 interrupted.",
+    # Plain help: boxes and colours would cost more than all the rest of a start.
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+app.command("process-pending")(process_pending.command)
+app.command("status")(status.command)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.command("init")(init.command)
+
+
+@app.callback()
+def _program(version: options.Version = False) -> None:
+    """Without a command there is only the help and the version."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Nothing escapes; a bug becomes 70."""
+    _prepare_streams()
+    code = _invoke(arguments)
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _say(f"the result could not be written: {error.strerror}.")
+        # Python flushes stdout once more when it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.PARTIAL
+    return code
+
+
+def _invoke(arguments: Sequence[str] | None) -> int:
+    try:
+        app(arguments, prog_name="helena")
+    except SystemExit as end:
+        if end.code == ExitCode.INTERRUPTED:
+            _say("interrupted; what was queued stays in the queue.")
+        return end.code if isinstance(end.code, int) else ExitCode.DONE
+    except HelenaError as error:
+        log.debug("The error came from here.", exc_info=True)
+        report(error)
+        return error.exit_code
+    except Exception as error:
+        # Not of the family: a bug, and it must look like one.
+        log.debug("The bug is here.", exc_info=True)
+        _say(f"this is a bug in Helena: {type(error).__name__}: {error}")
+        _say("run the command again with -v for the traceback, and report it.")
+        return ExitCode.BUG
+    return ExitCode.DONE
+
+
+def report(error: HelenaError) -> None:
+    """What happened, why, and what to do, in plain lines on stderr."""
+    _say(str(error))
+    for cause in _causes(error):
+        for line in str(cause).splitlines():
+            if line.strip() and line.strip() not in str(error):
+                print(f"  because: {line.strip()}", file=sys.stderr)
+    print(f"  what to do: {error.remedy}", file=sys.stderr)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause = error.__cause__
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _say(text: str) -> None:
+    print(f"helena: {text}", file=sys.stderr)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever stderr is now: a progress bar puts its own in place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+def _prepare_streams() -> None:
+    # A file name need not be Unicode; it is shown escaped instead of ending the command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    options.PACKAGE_LOG.handlers[:] = [handler]
+    options.PACKAGE_LOG.setLevel(logging.WARNING)

@@ -1,0 +1,99 @@
+"""`helena init`: the tables in the database, their SQL, or a configuration file."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helena_cli.cli import render
+from helena_cli.cli.options import Common, with_common_options
+from helena_cli.errors import ConfigurationError, ExitCode, UsageError
+
+Print = Annotated[
+    bool, typer.Option("--print", help="Print the SQL for somebody else to run, and do nothing.")
+]
+WriteConfig = Annotated[
+    bool,
+    typer.Option(
+        "--write-config",
+        help="Write a configuration file (--config, $HELENA_CONFIG or ./helena.toml), and no more.",
+    ),
+]
+
+
+@with_common_options
+def command(
+    common: Common, print_sql: Print = False, write_config: WriteConfig = False
+) -> ExitCode:
+    """Create or upgrade the tables that Helena knows; safe to run again."""
+    if print_sql and write_config:
+        raise UsageError(
+            "--print and --write-config are two different things.", remedy="Give one of them."
+        )
+    if write_config:
+        return _write_config(common)
+    from helena_cli.database import schema
+
+    if print_sql:
+        script = schema.sql()
+        render.print_json({"sql": script}) if common.json else print(script, end="")
+        return ExitCode.DONE
+    from helena_cli.runtime import Runtime
+
+    with Runtime(common.settings()) as runtime:
+        target = runtime.target.label
+        with runtime._connect("init") as connection:
+            created = schema.initialise(connection)
+    if common.json:
+        render.print_json({"target": target, "created": created})
+    elif created:
+        print(f"Created in {target}: {', '.join(created)}.")
+    else:
+        print(f"Nothing to do: {target} has all that Helena needs.")
+    return ExitCode.DONE
+
+
+def _write_config(common: Common) -> ExitCode:
+    from helena_cli.config import check_dsn_option, file_to_write
+
+    path = file_to_write(common.config)
+    text = _example()
+    if common.dsn is not None:
+        check_dsn_option(common.dsn)
+        text = _with_dsn(text, common.dsn)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            path.chmod(0o600)  # a DSN with a password may be added later
+            file.write(text)
+    except FileExistsError:
+        raise ConfigurationError(
+            f"{path} exists already; it was not touched.",
+            remedy="Edit it, or name another file with --config.",
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written: {error.strerror}.",
+            remedy="Name another file with --config.",
+        ) from error
+    if common.json:
+        render.print_json({"config_file": str(path)})
+    else:
+        print(f"Wrote {path}.")
+        render.say("Next: look at [database] dsn there, then run: helena init")
+    return ExitCode.DONE
+
+
+def _example() -> str:
+    """The example file: inside the installed package, or beside it in the source."""
+    package = resources.files("helena_cli")
+    installed = package / "config.example.toml"
+    source = Path(str(package)).parent / "config.example.toml"
+    return (installed if installed.is_file() else source).read_text(encoding="utf-8")
+
+
+def _with_dsn(example: str, dsn: str) -> str:
+    import tomli_w
+
+    line = tomli_w.dumps({"dsn": dsn}).strip()
+    return "\n".join(line if old.startswith("# dsn = ") else old for old in example.split("\n"))

@@ -1,0 +1,193 @@
+"""How results look: JSON, tables, numbers, questions and progress.
+
+Text from outside (SQL, file names, messages of the server) goes through `plain` or `cell`: it is
+shown as it is, never read as markup, and cannot move the cursor. Nothing in a table is cut off.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from helena_cli.errors import Refused
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+#: A pipe has no width; Rich would take 80 columns and fold what a program wants to read.
+PIPE_WIDTH = 10_000
+
+STYLES = {"ok": "green", "warn": "yellow", "critical": "bold red", "unknown": "dim"}
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(document, indent=2))
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def instant(seconds: float | None) -> str | None:
+    """A Unix time as ISO 8601 in UTC, for JSON."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def local_time(seconds: float | None) -> str:
+    """A Unix time as the clock on the wall shows it."""
+    return "-" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def plain(value: object) -> str:
+    """Text on one line, without characters that move the cursor or turn the direction."""
+    text = "" if value is None else str(value)
+    return _MOVES_CURSOR.sub("", _BREAKS_LINE.sub(" ", text))
+
+
+_BREAKS_LINE = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")
+_MOVES_CURSOR = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with thousands separated, or a dash."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Milliseconds with as many digits as they deserve, or a dash."""
+    return "-" if value is None else f"{number(value, 1 if value < 100 else 0)} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 0.3 s, 42 s, 3 min, 2 h 5 min, 4 d 3 h."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86_400)
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 24:
+        return f"{hours} h {minutes % 60} min"
+    return f"{days} d {hours % 24} h"
+
+
+def size(count: int) -> str:
+    """Bytes as a person says them."""
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def many(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 operation`, `2,000 operations`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def cell(value: object, style: str = "") -> "Text":
+    """A table cell that shows its text as it is."""
+    from rich.text import Text
+
+    return Text(plain(value), style=style, overflow="fold")
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A console as wide as the terminal, or wide enough for anything when there is none."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream is not None and stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def _print(shown: "RenderableType") -> None:
+    screen = console()
+    if screen.is_terminal:
+        screen.print(shown)
+        return
+    # Rich fills each line up to the width of its table.
+    with screen.capture() as text:
+        screen.print(shown)
+    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()
+) -> None:
+    """A table on stdout; `right` names the columns of numbers. A cell is text or made by `cell`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(
+            column, justify="right" if column in set(right) else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(item if isinstance(item, Text) else cell(item) for item in row))
+    _print(table)
+
+
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Names and values below each other on stdout."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(name, value if isinstance(value, Text) else cell(value))
+    _print(table)
+
+
+def print_heading(text: str) -> None:
+    """A heading on stdout, with a line of room above."""
+    from rich.text import Text
+
+    _print(Text(f"\n{text}", style="bold"))
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on the terminal. Raises Refused for a no, and when there is nobody to ask."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Refused(
+            f"{question} There is no terminal to ask on; nothing was changed.",
+            remedy="Look at the plan, then run the same command with --yes.",
+        )
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise Refused(
+            "Nothing was changed.", remedy="Answer y, or give --yes, when it should be done."
+        )
+
+
+Progress = Callable[[int, int], None]
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress]:
+    """A bar on stderr while the block runs, if that is a terminal; called with done and total."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, TimeElapsedColumn(), console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

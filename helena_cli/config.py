@@ -1,0 +1,405 @@
+"""Settings: frozen, checked, and each with the place it came from.
+
+Defaults < configuration file < environment < options of the command line. This is the only module
+that reads `os.environ`.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
+
+import msgspec
+import platformdirs
+from msgspec import Meta, Struct
+
+from helena_cli.errors import ConfigurationError, UsageError
+
+#: A year at most: "inf" would be a number too, and no timer can wait for it.
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Interval = Annotated[float, Meta(gt=0, le=31_536_000)]
+Count = Annotated[int, Meta(ge=1)]
+
+MIB = 1024 * 1024
+
+
+class DatabaseSettings(Struct, frozen=True):
+    """Where the database is: dsn None is the embedded PostgreSQL, "" are libpq's own variables."""
+
+    dsn: str | None = None
+    direct_dsn: str | None = None
+    connect_timeout: Interval = 5.0
+
+
+class BatchSettings(Struct, frozen=True):
+    """When a flush happens and how large it may be. Seconds and bytes."""
+
+    size: Count = 100
+    interval: Interval = 5.0
+    max_size: Annotated[int, Meta(ge=1, le=50_000)] = 5000
+    max_bytes: Annotated[int, Meta(ge=1, le=256 * MIB)] = 16 * MIB
+    max_operation_bytes: Annotated[int, Meta(ge=1, le=256 * MIB)] = 8 * MIB
+    lane_timeout: Interval = 86_400.0
+    shutdown_timeout: Seconds = 10.0
+
+
+class SpoolSettings(Struct, frozen=True):
+    """How the local queue is kept."""
+
+    durability: Literal["process", "power"] = "process"
+    max_bytes: Annotated[int, Meta(ge=MIB)] = 4096 * MIB
+
+
+class TypeRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """A document is of this type when its lower-cased name, or its text, matches each pattern."""
+
+    type: str
+    name: str | None = None
+    content: tuple[str, ...] = ()
+
+
+class TagRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """A document gets this tag when its lower-cased text matches, or always without a pattern."""
+
+    tag: str
+    content: str | None = None
+
+
+class PathRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """A document whose path relative to its root matches gets this value."""
+
+    value: str
+    path: str
+
+
+class Rules(Struct, frozen=True, forbid_unknown_fields=True):
+    """How documents are classified. In each list of `types` and paths the first match wins."""
+
+    types: tuple[TypeRule, ...] = (
+        TypeRule("protocol", name="protocol|process"),
+        TypeRule("guide", name="guide|tutorial"),
+        TypeRule("team_documentation", name="team|agent"),
+        TypeRule("analysis", name="analysis|report"),
+        TypeRule("status_report", name="status|summary"),
+        TypeRule("architecture", name="architecture|design"),
+        TypeRule("api_documentation", name="api"),
+        TypeRule("commit", name="commit"),
+        TypeRule("protocol", content=("protocol", "procedure")),
+        TypeRule("team_documentation", content=("agent", "role|responsibility")),
+        TypeRule("architecture", content=("architecture|system design",)),
+    )
+    default_type: str = "general_documentation"
+    tags: tuple[TagRule, ...] = (
+        TagRule("markdown"),
+        TagRule("postgresql", content="postgres"),
+        TagRule("performance", content="performance"),
+        TagRule("critical", content="critical"),
+        TagRule("batch-processing", content="batch"),
+    )
+    investigations: tuple[PathRule, ...] = ()
+    default_investigation: str = "general"
+    classifications: tuple[PathRule, ...] = ()
+
+
+class DocumentSettings(Struct, frozen=True):
+    """Which documents are indexed and how."""
+
+    roots: tuple[str, ...] = ()
+    namespace: str = ""
+    index: str = "osint_reports_pdf"
+    extensions: tuple[str, ...] = (".md", ".markdown")
+    ignore: tuple[str, ...] = (".*", "node_modules", "__pycache__", "venv")
+    preview_chars: Annotated[int, Meta(ge=0, le=100_000)] = 500
+    max_bytes: Count = 100 * MIB
+    on_missing: Literal["mark", "ignore"] = "mark"
+    announce: Literal["batch", "document", "none"] = "batch"
+    rules: Rules = Rules()
+
+
+class Settings(Struct, frozen=True):
+    """Everything that can be set, after all sources have been merged."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    batch: BatchSettings = BatchSettings()
+    spool: SpoolSettings = SpoolSettings()
+    documents: DocumentSettings = DocumentSettings()
+    state_dir: Path = Path()
+    config_file: Path | None = None
+    #: "section.key" → the file, variable or option that set it; a default is absent.
+    origins: Mapping[str, str] = {}
+
+    def origin(self, name: str) -> str:
+        """Where the value of "section.key" came from, for messages."""
+        return self.origins.get(name, "the default")
+
+
+SECTIONS: Mapping[str, type[Struct]] = {
+    "database": DatabaseSettings,
+    "batch": BatchSettings,
+    "spool": SpoolSettings,
+    "documents": DocumentSettings,
+}
+
+
+def load(
+    *,
+    file: Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """Merge all sources into one `Settings`.
+
+    `file` is the one named on the command line; `options` are the values given there, as
+    {section: {key: value}}. Raises ConfigurationError for a file that cannot be read and for any
+    key or value that does not fit, UsageError for a password on the command line.
+    """
+    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    origins: dict[str, str] = {}
+    config_file = _find_file(file, environ)
+    sources = [
+        *(_from_file(config_file) if config_file else ()),
+        *_from_environment(environ),
+        *_from_options(options or {}),
+    ]
+    for section, key, value, origin in sources:
+        values[section][key] = value
+        origins[f"{section}.{key}"] = origin
+    dsn, dsn_origin = _choose_dsn(values["database"], origins.get("database.dsn"), environ)
+    values["database"]["dsn"] = dsn
+    if dsn_origin:
+        origins["database.dsn"] = dsn_origin
+    values["documents"].update(_absolute_roots(values["documents"], origins, config_file))
+    settings = Settings(
+        database=DatabaseSettings(**values["database"]),
+        batch=BatchSettings(**values["batch"]),
+        spool=SpoolSettings(**values["spool"]),
+        documents=DocumentSettings(**values["documents"]),
+        state_dir=_state_dir(environ),
+        config_file=config_file,
+        origins=origins,
+    )
+    _check(settings)
+    return settings
+
+
+Source = tuple[str, str, Any, str]
+
+
+def _find_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The first configuration file: the one named must exist, the usual places need not."""
+    if named is None and environ.get("HELENA_CONFIG"):
+        named = Path(environ["HELENA_CONFIG"]).expanduser()
+    if named is not None:
+        return named.absolute()
+    usual = (Path("helena.toml"), platformdirs.user_config_path("helena") / "helena.toml")
+    # Not Path.is_file, which raises in a folder that this user may not enter.
+    return next((path.absolute() for path in usual if os.path.isfile(path)), None)
+
+
+def file_to_write(named: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where a new configuration file goes, so that the next command in this folder reads it."""
+    path = named or Path(environ.get("HELENA_CONFIG") or "helena.toml").expanduser()
+    return path.absolute()
+
+
+def _from_file(path: Path) -> Iterator[Source]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"The configuration file {path} cannot be read: {error.strerror}.",
+            remedy="Check --config and HELENA_CONFIG, or write one: helena init --write-config.",
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"{path} is not valid TOML: {error}.",
+            remedy="Mend that line; config.example.toml shows every key.",
+        ) from error
+    for section, table in document.items():
+        if not isinstance(table, dict):
+            raise ConfigurationError(
+                f"{path}: the key {section!r} stands outside every section.",
+                remedy=f"Move it below one of {_sections()}.",
+            )
+        if section not in SECTIONS:
+            raise ConfigurationError(
+                f"{path}: there is no section [{section}].",
+                remedy=f"Known sections: {_sections()}.{_meant(section, SECTIONS)}",
+            )
+        for key, value in table.items():
+            yield section, key, _convert(section, key, value, f"{path}"), str(path)
+
+
+def _sections() -> str:
+    return ", ".join(f"[{name}]" for name in SECTIONS)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[Source]:
+    for name, text in environ.items():
+        section, _, key = name.removeprefix("HELENA_").lower().partition("_")
+        if name.startswith("HELENA_") and section in SECTIONS and key:
+            value = _convert(section, key, text, f"the environment variable {name}", text=True)
+            yield section, key, value, name
+    if environ.get("HELENA_DSN"):
+        yield "database", "dsn", environ["HELENA_DSN"], "HELENA_DSN"
+
+
+def _from_options(options: Mapping[str, Mapping[str, Any]]) -> Iterator[Source]:
+    for section, table in options.items():
+        for key, value in table.items():
+            if value is None:
+                continue
+            if key == "dsn":
+                check_dsn_option(value)
+            option = f"--{key.replace('_', '-')}"
+            yield section, key, _convert(section, key, value, f"the option {option}"), option
+
+
+def check_dsn_option(dsn: str) -> None:
+    """Refuse what must not stand on a command line. Raises UsageError."""
+    if has_password(dsn):
+        raise UsageError(
+            "A password on the command line can be read by every user of this machine.",
+            remedy="Put the whole DSN into HELENA_DSN, or the password into ~/.pgpass.",
+        )
+    if not dsn.strip():
+        # `--dsn "$UNSET"` must not fall through to some other database.
+        raise UsageError(
+            "The option --dsn is empty.",
+            remedy="Give a DSN, or leave the option out to use the configured database.",
+        )
+
+
+def _convert(section: str, key: str, value: Any, origin: str, *, text: bool = False) -> Any:
+    """Check one value against its field; `text` values come from the environment."""
+    fields = {field.name: field for field in msgspec.structs.fields(SECTIONS[section])}
+    if key not in fields:
+        raise ConfigurationError(
+            f"{origin}: [{section}] has no key {key!r}.",
+            remedy=f"Known keys of [{section}]: {', '.join(fields)}.{_meant(key, fields)}",
+        )
+    kind = fields[key].type
+    try:
+        if text and key == "rules":
+            return msgspec.json.decode(value, type=Rules)
+        if text and isinstance(fields[key].default, tuple):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        return msgspec.convert(value, kind, strict=not text)
+    except msgspec.MsgspecError as error:
+        # A DSN is never repeated: it may hold a password.
+        shown = "" if key.endswith("dsn") else f" = {_shorten(repr(value))}"
+        raise ConfigurationError(
+            f"{origin}: [{section}] {key}{shown}: {_plainly(str(error))}.",
+            remedy="config.example.toml shows every key with its default and its meaning.",
+        ) from error
+
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "array": "a list",
+    "object": "a table",
+    "bool": "true or false",
+    "null": "nothing",
+}
+
+
+def _plainly(complaint: str) -> str:
+    """msgspec's complaint in the words of a person who writes TOML."""
+    named = re.sub(
+        r"`([^`$]+)`",
+        lambda match: " or ".join(_WORDS.get(word, repr(word)) for word in match[1].split(" | ")),
+        complaint,
+    )
+    return re.sub(r" - at `\$\.?(.+)`$", r", at \1", named[:1].lower() + named[1:])
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _absolute_roots(
+    documents: Mapping[str, Any], origins: Mapping[str, str], config_file: Path | None
+) -> dict[str, tuple[str, ...]]:
+    """Roots named in the file are relative to its folder, all others to the current one."""
+    if "roots" not in documents:
+        return {}
+    from_file = config_file is not None and origins["documents.roots"] == str(config_file)
+    base = config_file.parent if config_file is not None and from_file else Path()
+    roots = (base / Path(root).expanduser() for root in documents["roots"])
+    return {"roots": tuple(os.path.abspath(root) for root in roots)}
+
+
+def _choose_dsn(
+    database: Mapping[str, Any], origin: str | None, environ: Mapping[str, str]
+) -> tuple[str | None, str | None]:
+    """--dsn > HELENA_DSN > [database] dsn > DATABASE_URL > libpq's variables > the embedded one."""
+    if database.get("dsn"):
+        return str(database["dsn"]), origin
+    if environ.get("DATABASE_URL"):
+        return environ["DATABASE_URL"], "DATABASE_URL"
+    libpq = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
+    used = [name for name in libpq if environ.get(name)]
+    return ("", used[0]) if used else (None, None)
+
+
+def _state_dir(environ: Mapping[str, str]) -> Path:
+    named = environ.get("HELENA_STATE_DIR")
+    path = Path(named).expanduser() if named else platformdirs.user_state_path("helena")
+    return path.absolute()
+
+
+def _check(settings: Settings) -> None:
+    """What concerns more than one key, and the patterns."""
+    if settings.batch.size > settings.batch.max_size:
+        raise ConfigurationError(
+            f"[batch] size ({settings.batch.size}, from {settings.origin('batch.size')}) is larger "
+            f"than max_size ({settings.batch.max_size}).",
+            remedy="Raise max_size or lower size.",
+        )
+    for extension in settings.documents.extensions:
+        if not re.fullmatch(r"\.[^/\\]+", extension):
+            raise ConfigurationError(
+                f"[documents] extensions: {extension!r} (from "
+                f"{settings.origin('documents.extensions')}) does not begin with a dot.",
+                remedy='Write it like ".md".',
+            )
+    for place, pattern in _patterns(settings.documents.rules):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigurationError(
+                f"[documents.rules] {place}: {pattern!r} is not a regular expression: {error}.",
+                remedy="Mend the pattern; it follows Python's re syntax.",
+            ) from error
+
+
+def _patterns(rules: Rules) -> Iterator[tuple[str, str]]:
+    for rule in rules.types:
+        yield from (("types", pattern) for pattern in (rule.name, *rule.content) if pattern)
+    yield from (("tags", rule.content) for rule in rules.tags if rule.content)
+    yield from (("investigations", rule.path) for rule in rules.investigations)
+    yield from (("classifications", rule.path) for rule in rules.classifications)
+
+
+def has_password(dsn: str) -> bool:
+    """Whether a DSN, as a URI or as key=value pairs, carries a password of any kind."""
+    scheme, uri, rest = dsn.partition("://")
+    if not uri or "=" in scheme:
+        return bool(re.search(r"(?i)\b(ssl)?password\s*=", dsn))
+    # libpq reads "user:password@" up to the first "@", and a password may hold "#" and "?", where
+    # urlsplit would end the host. The port of "host:5432/db?…" is no password.
+    if re.match(r"[^@/]*:[^@/]+@", rest) or re.match(r"[^@/]*:(?!\d*/)[^@]+@", rest):
+        return True
+    _, _, query = rest.partition("?")
+    return any("password" in key.lower() for key, _ in parse_qsl(query, keep_blank_values=True))

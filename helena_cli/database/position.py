@@ -1,0 +1,96 @@
+"""How far a spool has come in each table: the rows that make every operation count exactly once."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from helena_cli.batch.flush import FlushFailed
+from helena_cli.database.transaction import Transaction
+from helena_cli.errors import SchemaMissing
+
+_TARGET = b"SELECT id::text FROM helena.meta"
+
+_LOCK = b"""\
+SELECT table_name, last_operation_id, held, nonce
+  FROM helena.spool_position
+ WHERE spool_id = $1 AND table_name = ANY($2::text[])
+ ORDER BY table_name
+   FOR UPDATE"""
+
+_INSERT = b"""\
+INSERT INTO helena.spool_position (spool_id, table_name, host)
+SELECT $1, table_name, $3 FROM unnest($2::text[]) AS table_name ORDER BY table_name
+ON CONFLICT (spool_id, table_name) DO NOTHING"""
+
+_ADVANCE = b"""\
+UPDATE helena.spool_position AS p
+   SET last_operation_id = greatest(p.last_operation_id, moved.last_id),
+       held = moved.held, nonce = $3, host = $4, updated_at = now()
+  FROM json_to_recordset($1) AS moved(table_name text, last_id bigint, held bigint[])
+ WHERE p.spool_id = $2 AND p.table_name = moved.table_name"""
+
+
+class Position(Struct, frozen=True):
+    """A position row as it was found, locked until the transaction ends."""
+
+    table: str
+    last_operation_id: int = 0
+    held: frozenset[int] = frozenset()
+    nonce: str = ""
+
+    def is_due(self, operation_id: int) -> bool:
+        """Whether no earlier flush has settled this operation."""
+        return operation_id > self.last_operation_id or operation_id in self.held
+
+
+def target_id(transaction: Transaction) -> str:
+    """The id of this database. Raises FlushFailed when `helena init` was never completed."""
+    row = transaction.execute(_TARGET).fetchone()
+    if row is None:
+        missing = SchemaMissing("helena.meta is empty.", remedy="Run: helena init.")
+        raise FlushFailed(str(missing), remedy=missing.remedy) from missing
+    return str(row[0])
+
+
+def lock(
+    transaction: Transaction, spool_id: str, host: str, tables: Iterable[str]
+) -> dict[str, Position]:
+    """The positions of these tables, in the one order in which everybody locks them."""
+    names = sorted(tables)
+    found = _select(transaction, spool_id, names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        # A row that does not exist cannot be locked: two flushers would both begin at 0.
+        transaction.execute(_INSERT, [spool_id, missing, host])
+        found = _select(transaction, spool_id, names)
+    return found
+
+
+def _select(transaction: Transaction, spool_id: str, names: list[str]) -> dict[str, Position]:
+    found = transaction.execute(_LOCK, [spool_id, names]).fetchall()
+    return {row[0]: Position(row[0], row[1], frozenset(row[2]), row[3]) for row in found}
+
+
+class Move(Struct, frozen=True):
+    """Where a position goes."""
+
+    table: str
+    last_operation_id: int
+    held: Sequence[int]
+
+
+def advance(
+    transaction: Transaction, spool_id: str, host: str, nonce: str, moves: Sequence[Move]
+) -> None:
+    """Move positions."""
+    if not moves:
+        return
+    rows: list[dict[str, Any]] = [
+        {"table_name": move.table, "last_id": move.last_operation_id, "held": list(move.held)}
+        for move in moves
+    ]
+    moved = transaction.execute(_ADVANCE, [json.dumps(rows), spool_id, nonce, host]).rowcount
+    if moved != len(moves):
+        raise FlushFailed(f"{moved} of {len(moves)} position rows could be moved")

@@ -1,0 +1,100 @@
+"""The SQL of a flush: one statement for all rows of a group, read from one JSON parameter.
+
+`json_to_recordset` with the catalog's types: one parameter and one round trip for any number of
+rows, no temporary table, no prepared statement, nothing that a pooler refuses. Columns that are not
+given are not named, so they keep their values or get their defaults.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Json
+
+from helena_cli.batch.plan import Mode
+from helena_cli.batch.table import Column, Table
+
+# The update comes first because ON CONFLICT checks NOT NULL and CHECK on the whole new row before it
+# looks for the old one, and takes a value from the sequence of every default. It is left with the
+# case that somebody else inserts the key at the same moment.
+_UPSERT = """\
+WITH r AS (SELECT * FROM json_to_recordset($1) AS r({types})),
+     u AS (UPDATE {table} AS t SET {assign} FROM r WHERE {match} RETURNING {t_key})
+INSERT INTO {table} ({columns}) {overriding} SELECT {r_columns} FROM r
+ WHERE NOT EXISTS (SELECT FROM u WHERE {u_match})
+ ON CONFLICT ({key}) DO UPDATE SET {assign_excluded}"""
+
+_UNLESS_EXISTS = """\
+INSERT INTO {table} ({columns}) {overriding}
+SELECT {r_columns} FROM json_to_recordset($1) AS r({types})
+ WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {match})
+ ON CONFLICT ({key}) DO NOTHING"""
+
+_INSERT = """\
+INSERT INTO {table} ({columns}) {overriding}
+SELECT {r_columns} FROM json_to_recordset($1) AS r({types})"""
+
+_RANK = """\
+SELECT dense_rank() OVER (ORDER BY {names})
+  FROM ROWS FROM (json_to_recordset($1) AS ({types})) WITH ORDINALITY AS r({names}, n) ORDER BY n"""
+
+
+def write(
+    table: Table, mode: Mode, names: Sequence[str], key: Sequence[str] | None
+) -> sql.Composed:
+    """The statement that writes rows with these columns, going by `key` unless `mode` is INSERT."""
+    columns = [column for column in table.columns if column.name in set(names)]
+    others = [column.name for column in columns if column.name not in (key or ())]
+    template = _INSERT
+    if mode is Mode.MESSAGE or (mode is Mode.UPSERT and not others):
+        template = _UNLESS_EXISTS
+    elif mode is Mode.UPSERT:
+        template = _UPSERT
+    overriding = any(column.always_identity for column in columns)
+    return sql.SQL(template).format(
+        table=sql.Identifier(table.schema, table.name),
+        types=_types(columns),
+        columns=_list("{}", [column.name for column in columns]),
+        r_columns=_list("r.{}", [column.name for column in columns]),
+        key=_list("{}", key or ()),
+        t_key=_list("t.{}", key or ()),
+        match=_list("t.{0} = r.{0}", key or (), " AND "),
+        u_match=_list("u.{0} = r.{0}", key or (), " AND "),
+        assign=_list("{0} = r.{0}", others),
+        assign_excluded=_list("{0} = excluded.{0}", others),
+        overriding=sql.SQL("OVERRIDING SYSTEM VALUE" if overriding else ""),
+    )
+
+
+def rank(columns: Sequence[Column]) -> sql.Composed:
+    """The question which keys are equal: equal ones get equal numbers, in the order of the rows."""
+    return sql.SQL(_RANK).format(
+        types=_types(columns, collate=True),
+        names=_list("{}", [f"k{n}" for n in range(len(columns))]),
+    )
+
+
+def rows(encoded: Iterable[bytes]) -> Json:
+    """JSON objects as one parameter, as they are."""
+    return Json(b"[" + b",".join(encoded) + b"]", dumps=_as_it_is)
+
+
+def _as_it_is(encoded: Any) -> Any:
+    return encoded
+
+
+def _types(columns: Iterable[Column], *, collate: bool = False) -> sql.Composed:
+    """A column definition list. The types are the catalog's own spelling, quoted where need be."""
+    return sql.SQL(", ").join(
+        sql.SQL("{} {}{}").format(
+            sql.Identifier(column.name),
+            sql.SQL(column.type),
+            sql.SQL(f" COLLATE {column.collation}" if collate and column.collation else ""),
+        )
+        for column in columns
+    )
+
+
+def _list(form: str, names: Iterable[str], separator: str = ", ") -> sql.Composed:
+    template = sql.SQL(form)
+    return sql.SQL(separator).join(template.format(sql.Identifier(name)) for name in names)

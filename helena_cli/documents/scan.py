@@ -1,0 +1,247 @@
+"""Finding the documents of a folder, and reading one of them.
+
+Nothing but regular files is ever opened, nothing outside of the root is ever read, and what is
+ignored is not even walked.
+"""
+
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pathspec
+from msgspec import Struct
+
+from helena_cli.config import DocumentSettings
+from helena_cli.documents.extract import TEXT_BYTES, Source
+from helena_cli.errors import ConfigurationError
+
+IGNORE_FILE = ".helenaignore"
+
+#: What the old programs leave behind is no document, wherever it lies.
+PENDING = ("helena_batch_pending/", "helena_tasks/", "**/sql/realtime_updates/")
+
+_CHUNK = 256 * 1024
+#: A pipe in place of a file must not block, a link in its place must not lead elsewhere.
+_OPEN_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_UNREADABLE_TEXT = re.compile("[\\\\\ud800-\udfff]")
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))")
+
+
+class Found(Struct, frozen=True, gc=False):
+    """A document on the disk."""
+
+    #: What to open; of a symbolic link, its target.
+    file: str
+    #: Relative to the root, with slashes, escaped.
+    path: str
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+class Unreadable(Struct, frozen=True, gc=False):
+    """A folder that could not be listed: nobody knows what is in it. "" is the root."""
+
+    path: str
+    reason: str
+
+
+def escape(name: str) -> str:
+    """A file name as text that PostgreSQL accepts; no two names become the same text.
+
+    A byte that is not UTF-8 becomes `\\xNN`, and so does the backslash itself.
+    """
+    if name.isascii() and "\\" not in name:
+        return name
+    return _UNREADABLE_TEXT.sub(_escape_character, name)
+
+
+def unescape(text: str) -> str:
+    """The file name that `escape` was given."""
+    return _ESCAPE.sub(_unescape_character, text)
+
+
+def _escape_character(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code == ord("\\"):
+        return r"\x5c"
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}"
+
+
+def _unescape_character(match: re.Match[str]) -> str:
+    byte, character = match.groups()
+    if character:
+        return chr(int(character, 16))
+    code = int(byte, 16)
+    return chr(code if code < 0x80 else 0xDC00 + code)
+
+
+class Filter:
+    """Which paths of a root are documents: the extensions, and what is to be ignored."""
+
+    def __init__(self, root: Path, settings: DocumentSettings) -> None:
+        """Raises ConfigurationError for a pattern that is none, or an ignore file that cannot be
+        read: what it hides must not be published by accident."""
+        self._extensions = tuple(extension.lower() for extension in settings.extensions)
+        configured = _spec((*PENDING, *settings.ignore), "[documents] ignore")
+        own = _spec(_ignore_lines(root), str(root / IGNORE_FILE))
+        self._ignored = configured + own
+
+    def is_document(self, name: str) -> bool:
+        """Whether a file of this name would be indexed."""
+        return name.lower().endswith(self._extensions)
+
+    def ignores(self, path: str) -> bool:
+        """Whether this path is ignored; relative and escaped, a folder ends with a slash."""
+        return self._ignored.match_file(path)
+
+    def ignores_any_part(self, path: str) -> bool:
+        """Whether a file or folder, or any folder above it, is ignored."""
+        parts = path.split("/")
+        folders = ("/".join(parts[:end]) + "/" for end in range(1, len(parts)))
+        return any(self.ignores(path) for path in (*folders, path, f"{path}/"))
+
+
+def _ignore_lines(root: Path) -> Sequence[str]:
+    try:
+        content = (root / IGNORE_FILE).read_bytes() if (root / IGNORE_FILE).is_file() else b""
+    except OSError as error:
+        raise ConfigurationError(
+            f"{root / IGNORE_FILE} cannot be read: {error.strerror}.",
+            remedy="Make it readable, so that what it hides stays hidden; nothing was indexed.",
+        ) from error
+    text = content.decode("utf-8-sig", "surrogateescape")
+    return [line.rstrip("\r") for line in text.split("\n")]
+
+
+def _spec(lines: Sequence[str], place: str) -> pathspec.GitIgnoreSpec:
+    for number, line in enumerate(lines, 1):
+        try:
+            pathspec.GitIgnoreSpec.from_lines([line])
+        except (ValueError, re.error) as error:
+            raise ConfigurationError(
+                f"{place}: pattern {number}, {line!r}, is not a gitignore pattern: {error}.",
+                remedy="Mend or remove it; the syntax is that of .gitignore.",
+            ) from error
+    return pathspec.GitIgnoreSpec.from_lines(lines)
+
+
+def walk(
+    root: Path, within: str, *, documents: Filter, others: frozenset[str] = frozenset()
+) -> Iterator[Found | Unreadable]:
+    """Find the documents of a root, or of one folder in it, in the order of their names.
+
+    `within` is relative to the root with slashes, unescaped, "" for all of it. Folders in `others`
+    (absolute) are roots of their own and left out. A folder that vanishes meanwhile is empty.
+    """
+    inside = os.path.join(root, "")
+    pending = [within]
+    while pending:
+        folder = pending.pop()
+        try:
+            with os.scandir(os.path.join(root, folder)) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            yield Unreadable(escape(folder), error.strerror or str(error))
+            continue
+        prefix = f"{folder}/" if folder else ""
+        below = []
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if entry.path not in others and not documents.ignores(f"{escape(path)}/"):
+                    below.append(path)
+            elif documents.is_document(entry.name) and not documents.ignores(escape(path)):
+                yield from _document(entry, path, inside)
+        pending.extend(reversed(below))
+
+
+def look(root: Path, within: str) -> Iterator[Found]:
+    """The one document at a path inside of a root, if there is one."""
+    folder, name = os.path.split(os.path.join(root, within))
+    try:
+        with os.scandir(folder) as listing:
+            entry = next((entry for entry in listing if entry.name == name), None)
+    except OSError:
+        return
+    if entry is not None:
+        yield from _document(entry, within, os.path.join(root, ""))
+
+
+def _document(entry: os.DirEntry[str], path: str, inside: str) -> Iterator[Found]:
+    """A regular file, or a link to one inside of the root; a dangling link is nothing."""
+    try:
+        file = entry.path
+        if entry.is_symlink():
+            file = os.path.realpath(file)
+            if not file.startswith(inside):
+                return
+            facts = os.lstat(file)
+        else:
+            facts = entry.stat(follow_symlinks=False)
+    except OSError:
+        return
+    if stat.S_ISREG(facts.st_mode):
+        yield Found(file, escape(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def read(found: Found, namespace: str, *, max_bytes: int) -> Source | None:
+    """Read a document in bounded memory; None when it vanished or is no regular file any more.
+
+    A file of more than `max_bytes` is only hashed. Raises OSError when it cannot be read.
+    """
+    read_ns = time.time_ns()
+    try:
+        descriptor = os.open(found.file, _OPEN_FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            return None
+        content, size, sha256 = _content(descriptor, facts.st_size, max_bytes)
+    finally:
+        os.close(descriptor)
+    return Source(
+        namespace=namespace,
+        path=found.path,
+        content=content,
+        size=size,
+        sha256=sha256,
+        modified_ns=facts.st_mtime_ns,
+        changed_ns=facts.st_ctime_ns,
+        read_ns=read_ns,
+    )
+
+
+def _content(descriptor: int, size: int, max_bytes: int) -> tuple[bytes, int, str]:
+    """The text's share of the file, the number of its bytes and the digest of all of them.
+
+    Not more than `size`: a file that is being written to could grow for ever.
+    """
+    digest = hashlib.sha256()
+    kept: list[bytes] = []
+    done = 0
+    while done < size:
+        chunk = os.read(descriptor, min(size - done, _CHUNK))
+        if not chunk:
+            break
+        digest.update(chunk)
+        if done < TEXT_BYTES and size <= max_bytes:
+            kept.append(chunk[: TEXT_BYTES - done])
+        done += len(chunk)
+    return b"".join(kept), done, digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What Helena costs, as ratios within one run: `python -m tests.benchmarks`."""

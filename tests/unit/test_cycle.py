@@ -1,0 +1,305 @@
+"""What the flusher does with each answer of a writer. The writer here only gives the answers."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from helena_cli.batch.cycle import Cycle, Policy
+from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting
+from helena_cli.batch.operation import Operation
+from helena_cli.batch.spool import Spool
+
+Answer = Callable[[Batch, Callable[[Operation, str], bool]], Outcome]
+
+
+class ScriptedWriter:
+    """Answers each write with the next answer of its script; the last one is repeated."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.batches: list[Batch] = []
+
+    def write(
+        self,
+        batch: Batch,
+        *,
+        hold: Callable[[Operation, str], bool],
+        seal: Callable[[Outcome], None],
+    ) -> Outcome:
+        self.batches.append(batch)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        outcome = answer(batch, hold)
+        seal(outcome)
+        return outcome
+
+    def maintain(self, tables: frozenset[str]) -> None:
+        """Nothing to maintain."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def write_all(batch: Batch, _: object) -> Outcome:
+    due = [operation for operation in batch.operations if operation.due]
+    tables = frozenset(operation.table for operation in due)
+    ids = tuple(operation.id for operation in due)
+    return Outcome("target", written=ids, settled_tables=tables, rows=len(ids))
+
+
+def fail(**kind: bool | str) -> Answer:
+    def answer(batch: Batch, _: object) -> Outcome:
+        raise FlushFailed("no answer", **kind)  # type: ignore[arg-type]
+
+    return answer
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def spool(state_dir: Path, clock: Clock) -> Iterator[Spool]:
+    spool = Spool.open(state_dir / "test.spool", clock=clock)
+    yield spool
+    law = spool.conservation()
+    assert law.accepted == law.written + law.coalesced + law.dead + law.dropped + law.spooled
+    spool.close()
+
+
+def make_cycle(spool: Spool, clock: Clock, *answers: Answer) -> tuple[Cycle, ScriptedWriter]:
+    writer = ScriptedWriter(*answers)
+    return Cycle(spool, writer, Policy(), clock=clock), writer
+
+
+def add(spool: Spool, count: int = 1, table: str = "notes") -> list[int]:
+    return spool.extend(("insert", table, {"id": n}) for n in range(count))
+
+
+def test_nothing_is_flushed_before_the_interval_or_the_size(spool: Spool, clock: Clock) -> None:
+    cycle, writer = make_cycle(spool, clock, write_all)
+    add(spool, 99)
+    clock.now += 4.9
+    assert not cycle.turn()
+    assert not writer.batches
+
+
+def test_the_hundredth_operation_is_flushed_at_once(spool: Spool, clock: Clock) -> None:
+    cycle, writer = make_cycle(spool, clock, write_all)
+    add(spool, 100)
+    assert cycle.turn()
+    assert len(writer.batches[0].operations) == 100
+    assert spool.conservation().written == 100
+
+
+def test_a_single_operation_is_flushed_after_the_interval(spool: Spool, clock: Clock) -> None:
+    cycle, _ = make_cycle(spool, clock, write_all)
+    add(spool)
+    clock.now += 5.0
+    assert cycle.turn()
+    assert spool.queue().total == 0
+
+
+def test_an_operation_stays_in_the_spool_while_flushes_fail(spool: Spool, clock: Clock) -> None:
+    cycle, _ = make_cycle(spool, clock, fail())
+    add(spool, 100)
+    for _ in range(20):
+        cycle.turn()
+        clock.now += 100
+    assert spool.queue().total == 100
+    assert cycle.failure is not None
+    assert cycle.failure.count == 20
+    assert spool.flushes().failures == 20
+
+
+def test_after_a_failure_the_next_try_waits_for_its_time(spool: Spool, clock: Clock) -> None:
+    cycle, writer = make_cycle(spool, clock, fail())
+    add(spool, 100)
+    cycle.turn()
+    cycle.turn()
+    assert len(writer.batches) == 1
+
+
+def test_a_statement_that_takes_too_long_is_tried_again_with_half(
+    spool: Spool, clock: Clock
+) -> None:
+    cycle, writer = make_cycle(spool, clock, fail(halve=True, sqlstate="57014"), write_all)
+    add(spool, 100)
+    cycle.turn()
+    clock.now += 100
+    cycle.turn()
+    assert [len(batch.operations) for batch in writer.batches] == [100, 50]
+
+
+def test_one_operation_that_always_takes_too_long_does_not_block_the_rest(
+    spool: Spool, clock: Clock
+) -> None:
+    cycle, _ = make_cycle(spool, clock, fail(halve=True, sqlstate="57014"))
+    add(spool, 1)
+    clock.now += 10
+    for _ in range(5):
+        cycle.turn()
+        clock.now += 100
+    (letter,) = spool.dead_letters()
+    assert letter.sqlstate == "57014"
+    assert spool.queue().total == 0
+
+
+def test_an_unknown_sqlstate_is_blamed_on_the_row_only_after_some_tries(
+    spool: Spool, clock: Clock
+) -> None:
+    cycle, writer = make_cycle(spool, clock, fail(unknown=True, sqlstate="XX123"))
+    add(spool, 100)
+    for _ in range(6):
+        cycle.turn()
+        clock.now += 100
+    assert [batch.blame_rows for batch in writer.batches] == [False] * 5 + [True]
+
+
+def test_the_nonce_stays_until_a_commit_is_known(spool: Spool, clock: Clock) -> None:
+    def lose_the_answer(batch: Batch, _: object) -> Outcome:
+        spool.seal(batch.nonce, ["notes"], [])
+        raise FlushFailed("connection lost")
+
+    cycle, writer = make_cycle(spool, clock, lose_the_answer, write_all, write_all)
+    for _ in range(3):
+        add(spool, 100)
+        clock.now += 100
+        cycle.turn()
+    first, second, third = writer.batches
+    assert first.nonce == second.nonce != third.nonce
+    assert second.known_nonces["notes"] == {first.nonce}
+    assert third.known_nonces["notes"] == {second.nonce}
+
+
+def test_a_waiting_lane_does_not_hold_up_the_others(spool: Spool, clock: Clock) -> None:
+    def only_notes(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+        written = [o.id for o in batch.operations if o.table == "notes"]
+        waiting = {"gone": Waiting('relation "gone" does not exist', "42P01")}
+        here = {o.table for o in batch.operations}
+        return Outcome(
+            "target",
+            written=tuple(written),
+            waiting=waiting if "gone" in here else {},
+            settled_tables=frozenset({"notes"} & here),
+        )
+
+    cycle, writer = make_cycle(spool, clock, only_notes)
+    add(spool, 100), add(spool, 100, "gone")
+    cycle.turn()
+    add(spool, 100)
+    cycle.turn()
+    assert {o.table for o in writer.batches[1].operations} == {"notes"}
+    assert spool.conservation().written == 200
+    (lane,) = spool.lanes()
+    assert (lane.table, lane.operations, lane.sqlstate) == ("gone", 100, "42P01")
+
+
+def test_a_waiting_lane_is_probed_alone_and_flows_again(spool: Spool, clock: Clock) -> None:
+    wait = Outcome("target", waiting={"gone": Waiting("not there", "42P01")})
+    cycle, writer = make_cycle(spool, clock, lambda *_: wait, write_all)
+    add(spool, 100, "gone")
+    cycle.turn()
+    add(spool, 100)
+    clock.now += 2
+    cycle.turn()
+    assert writer.batches[1].probe
+    assert {o.table for o in writer.batches[1].operations} == {"gone"}
+    assert spool.lanes() == []
+
+
+def test_after_lane_timeout_the_operations_of_a_lane_are_dead_letters(
+    spool: Spool, clock: Clock
+) -> None:
+    wait = Outcome("target", waiting={"gone": Waiting("not there", "42P01")})
+    cycle, _ = make_cycle(spool, clock, lambda *_: wait)
+    add(spool, 700, "gone")
+    cycle.turn()
+    clock.now += 86_401
+    cycle.turn()
+    letters = spool.dead_letters()
+    assert len(letters) == 700
+    assert {letter.sqlstate for letter in letters} == {"42P01"}
+    assert spool.lanes() == []
+
+
+def orphans(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+    held, dead = [], []
+    for operation in batch.operations:
+        if operation.due:
+            verdict = Verdict(operation.id, "23503", "no parent", "fk", "parents")
+            (held if hold(operation, "parents") else dead).append(verdict)
+    return Outcome(
+        "target", held=tuple(held), dead=tuple(dead), settled_tables=frozenset({"notes"})
+    )
+
+
+def test_a_child_waits_a_minute_for_its_parent_and_is_dead_then(spool: Spool, clock: Clock) -> None:
+    cycle, _ = make_cycle(spool, clock, orphans)
+    add(spool, 100)
+    cycle.turn()
+    assert spool.queue().total == 100
+    for _ in range(10):
+        clock.now += 5.9
+        cycle.turn()
+    assert spool.dead_letters() == []
+    for _ in range(3):
+        clock.now += 60
+        cycle.turn()
+    assert len(spool.dead_letters()) == 100
+    assert spool.dead_letters()[0].attempts > 3
+
+
+def test_a_child_waits_longer_while_operations_for_its_parents_table_wait(
+    spool: Spool, clock: Clock
+) -> None:
+    cycle, _ = make_cycle(spool, clock, orphans)
+    add(spool, 100)
+    cycle.turn()
+    add(spool, 1, "parents")
+    spool.wait("parents", Waiting("locked", "55P03"), 1_000_000)
+    for _ in range(10):
+        clock.now += 60
+        cycle.turn()
+    assert spool.dead_letters() == []
+
+
+def test_a_child_is_tried_again_as_soon_as_its_parents_table_moved(
+    spool: Spool, clock: Clock
+) -> None:
+    def parents_only(batch: Batch, _: object) -> Outcome:
+        ids = tuple(o.id for o in batch.operations if o.table == "parents")
+        return Outcome("target", written=ids, settled_tables=frozenset({"parents"}))
+
+    cycle, writer = make_cycle(spool, clock, orphans, parents_only, write_all)
+    add(spool, 100)
+    cycle.turn()
+    add(spool, 100, "parents")
+    cycle.turn()
+    cycle.turn()
+    assert len(writer.batches) == 3
+    assert spool.queue().total == 0
+
+
+def test_a_forced_turn_flushes_what_would_have_waited(spool: Spool, clock: Clock) -> None:
+    cycle, _ = make_cycle(spool, clock, write_all)
+    add(spool)
+    assert cycle.turn(force=True)
+    assert spool.queue().total == 0
+
+
+def test_somebody_who_waits_for_a_flush_gets_it_at_once(spool: Spool, clock: Clock) -> None:
+    cycle, _ = make_cycle(spool, clock, write_all)
+    add(spool)
+    through = spool.request_flush()
+    assert cycle.turn()
+    assert spool.is_settled(through)
