@@ -6,7 +6,7 @@ A durable queue and one polite writer.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from helena_cli.runtime import BatchEngine, add_operation, add_operations, flush
+    from helena_cli.library import BatchEngine, add_operation, add_operations, flush
 
 __all__ = ["BatchEngine", "add_operation", "add_operations", "flush"]
 
@@ -14,7 +14,7 @@ __all__ = ["BatchEngine", "add_operation", "add_operations", "flush"]
 def __getattr__(name: str) -> Any:
     """Resolve the public names on first use, so that `import helena_cli` costs next to nothing."""
     if name in __all__:
-        from helena_cli import runtime
+        from helena_cli import library
 
-        return getattr(runtime, name)
+        return getattr(library, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,20 +4,18 @@ Closing order: the engine drains, then the spool closes, then the embedded serve
 that stopped first would leave the last operations behind.
 """
 
-import atexit
 import hashlib
-import logging
 import platform
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from helena_cli import config
-from helena_cli.batch.cycle import Policy
+from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.engine import Engine
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.spool import Spool
@@ -28,8 +26,6 @@ from helena_cli.errors import DatabaseUnreachable, HelenaError, SpoolUnavailable
 if TYPE_CHECKING:
     from helena_cli.database.connection import Connection, Target
     from helena_cli.database.embedded import EmbeddedServer
-
-log = logging.getLogger(__name__)
 
 #: File systems on which SQLite's WAL and file locks cannot be relied upon.
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -103,10 +99,20 @@ class Runtime:
             lane_timeout=batch.lane_timeout,
             shutdown_timeout=batch.shutdown_timeout,
         )
-        writer = PostgresWriter(self._connect, host=platform.node())
-        engine = Engine(spool, cycle_spool, writer, self._lease("lease"), policy)
+        writer = PostgresWriter(self.connect, host=platform.node())
+        cycle = Cycle(cycle_spool, writer, policy, on_target=self._learn_alias)
+        engine = Engine(spool, cycle_spool, cycle, writer, self._lease("lease"))
         self._stack.callback(self._close_engine, engine)
         return engine
+
+    def connect(self, purpose: str) -> "Connection":
+        """A connection of the caller's own, for what a person asks for: `status`, `init`.
+
+        Raises DatabaseUnreachable.
+        """
+        from helena_cli.database import connection
+
+        return connection.connect(self._started(), application=purpose)
 
     @contextmanager
     def connection(self, application: str) -> Iterator["Connection"]:
@@ -121,7 +127,7 @@ class Runtime:
                 remedy="Wait until it is done, or end it; helena status shows the queue meanwhile.",
             )
         try:
-            with self._connect(application) as connection:
+            with self.connect(application) as connection:
                 yield connection
         finally:
             lease.release()
@@ -155,16 +161,44 @@ class Runtime:
         """The spools of other target databases in the state directory."""
         return sorted(path for path in self.state_dir.glob("*.spool") if path != self._spool_path)
 
-    @property
+    @cached_property
     def _spool_path(self) -> Path:
-        # The hash keeps apart what is equal after shortening.
+        """One spool per database, however it is called: by its own name until it is known."""
+        own = self._own_spool_path
+        alias = own.with_suffix(".alias")
+        if not alias.exists():
+            return own
+        known = self.state_dir / alias.read_text(encoding="utf-8")
+        if own.exists():
+            # What was queued before the name was known goes by its own spool's position rows.
+            with closing(self._open_spool(own)) as spool:
+                if spool.queue().total:
+                    return own
+        return known
+
+    @cached_property
+    def _own_spool_path(self) -> Path:
         key = self.target.key
+        # The hash keeps apart what is equal after shortening.
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         return self.state_dir / f"{key[:60]}-{digest}.spool"
 
-    def _open_spool(self) -> Spool:
+    def _learn_alias(self, target_id: str) -> None:
+        """On first contact: if another name of this database has a spool already, use that next."""
+        own = self._own_spool_path
+        claim = self.state_dir / f"{target_id}.target"
+        with translated(claim):
+            try:
+                with claim.open("x", encoding="utf-8") as file:
+                    file.write(own.name)
+            except FileExistsError:
+                known = claim.read_text(encoding="utf-8")
+                if known != own.name and (self.state_dir / known).exists():
+                    own.with_suffix(".alias").write_text(known, encoding="utf-8")
+
+    def _open_spool(self, path: Path | None = None) -> Spool:
         return Spool.open(
-            self._spool_path,
+            path or self._spool_path,
             durability=self.settings.spool.durability,
             max_bytes=self.settings.spool.max_bytes,
             max_operation_bytes=self.settings.batch.max_operation_bytes,
@@ -175,11 +209,6 @@ class Runtime:
 
     def _close_engine(self, engine: Engine) -> None:
         self.remaining = engine.close()
-
-    def _connect(self, purpose: str) -> "Connection":
-        from helena_cli.database import connection
-
-        return connection.connect(self._started(), application=purpose)
 
     def _started(self) -> "Target":
         """The target; the embedded server is started, and given its tables, on first use."""
@@ -206,84 +235,6 @@ class Runtime:
     def _stop_server(self) -> None:
         if self._server is not None:
             self._server.stop()
-
-
-class BatchEngine:
-    """The engine of one process, built from the settings that apply here; a context manager.
-
-    Operations are durable when a call returns and written within the interval, by this process or
-    by whichever process of this host flushes. Nothing here waits for the database but `flush`.
-    """
-
-    def __init__(self, settings: config.Settings | None = None) -> None:
-        self._runtime = Runtime(settings or config.load())
-
-    def __enter__(self) -> "BatchEngine":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def add_operation(self, kind: str, table: str, data: Mapping[str, Any]) -> int:
-        """Accept one operation and return its id.
-
-        `kind` is "insert", "update" or "message"; `table` is a table's name or schema.name; `data`
-        maps columns to values. Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing
-        was queued.
-        """
-        return self._runtime.engine.add_operation(kind, table, data)
-
-    def add_operations(self, operations: Iterable[tuple[str, str, Mapping[str, Any]]]) -> list[int]:
-        """Accept many (kind, table, data) at once, all or none, and return their ids in order."""
-        return self._runtime.engine.add_operations(operations)
-
-    def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that is queued now is committed, dead, held or in a waiting lane.
-
-        Returns False when that took longer than `timeout` seconds; nothing is lost then.
-        """
-        return self._runtime.engine.flush(timeout)
-
-    def close(self) -> int:
-        """Drain within the shutdown timeout; return how many operations remain in the spool."""
-        self._runtime.close()
-        if self._runtime.remaining:
-            log.warning(
-                "%d operations wait in %s; the next process that uses Helena, or `helena"
-                " process-pending`, writes them",
-                self._runtime.remaining,
-                self._runtime.state_dir,
-            )
-        return self._runtime.remaining
-
-
-_default: BatchEngine | None = None
-_default_lock = threading.Lock()
-
-
-def default_engine() -> BatchEngine:
-    """The engine behind the module-level functions: made on first use, drained at exit."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            _default = BatchEngine()
-            atexit.register(_default.close)
-        return _default
-
-
-def add_operation(kind: str, table: str, data: Mapping[str, Any]) -> int:
-    """Accept one operation with this process's engine: see `BatchEngine.add_operation`."""
-    return default_engine().add_operation(kind, table, data)
-
-
-def add_operations(operations: Iterable[tuple[str, str, Mapping[str, Any]]]) -> list[int]:
-    """Accept many operations with this process's engine: see `BatchEngine.add_operations`."""
-    return default_engine().add_operations(operations)
-
-
-def flush(timeout: float | None = None) -> bool:
-    """Wait until all that is queued now is settled: see `BatchEngine.flush`."""
-    return default_engine().flush(timeout)
 
 
 def _refuse_network_file_system(path: Path) -> None:

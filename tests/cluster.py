@@ -40,10 +40,10 @@ class Cluster:
     ) -> None:
         # Not tmp_path: a socket's path may have about 100 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="helena-", dir="/tmp"))
-        self._as = _server_user()
-        if self._as:
-            os.chown(self.folder, self._as["user"], self._as["group"])
-        self.binaries = reachable(binaries, self.folder, self._as) if self._as else binaries
+        self.account = _server_user()
+        if self.account:
+            os.chown(self.folder, self.account["user"], self.account["group"])
+        self.binaries = reachable(binaries, self.folder, self.account) if self.account else binaries
         self.password = secrets.token_hex(8)
         self.port = _free_port() if tcp else 5432
         self.settings = {**SETTINGS, "listen_addresses": "127.0.0.1" if tcp else ""}
@@ -86,16 +86,16 @@ class Cluster:
         path = self.folder / "data" / name
         path.write_text(text)
         path.chmod(0o600)
-        if self._as:
-            os.chown(path, self._as["user"], self._as["group"])
+        if self.account:
+            os.chown(path, self.account["user"], self.account["group"])
         return path
 
     def _create(self) -> None:
         password = self.folder / "password"
         password.touch(mode=0o600)
         password.write_text(self.password)
-        if self._as:
-            os.chown(password, self._as["user"], self._as["group"])
+        if self.account:
+            os.chown(password, self.account["user"], self.account["group"])
         encoding = ["--encoding=UTF8", "--locale=C"]
         auth = ["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile=password"]
         self._run("initdb", "-D", "data", "-U", "postgres", "--no-sync", *encoding, *auth)
@@ -122,7 +122,7 @@ class Cluster:
                 stderr=output,
                 check=False,
                 timeout=120,
-                **self._as,
+                **self.account,
             )
             output.seek(0)
             return subprocess.CompletedProcess(command, result.returncode, "", output.read())

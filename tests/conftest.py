@@ -21,6 +21,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.database import embedded, schema
+from helena_cli.database.postmaster import Postmaster
+from helena_cli.errors import ConfigurationError
 from tests.cluster import Cluster
 from tests.proxy import Proxy
 
@@ -85,10 +87,19 @@ def state_dir() -> Iterator[Path]:
     """A private folder with a short path: a socket's path has a limit."""
     path = Path(tempfile.mkdtemp(prefix="helena-", dir="/tmp"))
     yield path
-    for pointer in path.glob("**/postgres/home"):
-        # As root the embedded server's data lie elsewhere.
-        shutil.rmtree(pointer.read_text())
+    for members in path.glob("**/postgres/members"):
+        _remove_embedded(members.parent)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_embedded(folder: Path) -> None:
+    """Stop the embedded server that a failed test may have left, and delete its data."""
+    pointer = folder / "home"
+    # As root the data lie elsewhere.
+    home = Path(pointer.read_text()) if pointer.exists() else folder
+    with contextlib.suppress(ConfigurationError):
+        Postmaster(Path(), home, {}).stop()
+    shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ PACKAGE = Path(helena_cli.__file__).parent
 #: From the top down. A room imports only from rooms below it; those in one line know nothing of
 #: each other. What is not named here (__init__, __main__) stands above all.
 FLOORS = (
-    ("cli",),
+    ("cli", "library"),
     ("runtime",),
     ("documents", "database", "host"),
     ("batch",),

@@ -12,6 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from msgspec import Struct
 
@@ -61,11 +62,13 @@ class Cycle:
         writer: Writer,
         policy: Policy,
         *,
+        on_target: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._spool = spool
         self._writer = writer
-        self._policy = policy
+        self.policy = policy
+        self._on_target = on_target
         self._clock = clock
         self._limit = policy.max_size
         self._retry_at = 0.0
@@ -73,9 +76,15 @@ class Cycle:
         # Kept until a commit is known to have succeeded: see `Spool.seal`.
         self._nonce = uuid.uuid4().hex
         self._parents: dict[int, str] = {}
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="helena-disk")
+        self._syncing: Future[None] = Future()
         self.failure: Failure | None = None
         #: Tables written since the last maintenance, with their rows.
         self.touched: dict[str, int] = {}
+
+    def close(self) -> None:
+        """End the thread that syncs."""
+        self._disk.shutdown()
 
     def turn(self, *, force: bool = False) -> bool:
         """Flush what is due, or with `force` all that can be; whether anything was settled."""
@@ -87,8 +96,8 @@ class Cycle:
         due = pressure.urgent or flush_due(
             pressure.count,
             pressure.oldest_age,
-            size=self._policy.size,
-            interval=self._policy.interval,
+            size=self.policy.size,
+            interval=self.policy.interval,
         )
         if due or (force and pressure.count):
             settled = self._flush() or settled
@@ -96,7 +105,7 @@ class Cycle:
 
     def _probe(self, lane: Lane, now: float) -> bool:
         """Try a waiting lane again in a transaction of its own, or give it up after its time."""
-        if lane.since is not None and now - lane.since > self._policy.lane_timeout:
+        if lane.since is not None and now - lane.since > self.policy.lane_timeout:
             count = self._spool.expire_lane(lane.table, lane.sqlstate, str(lane.reason))
             log.error("gave up on %s: %d operations are dead letters", lane.table, count)
             return count > 0
@@ -107,7 +116,7 @@ class Cycle:
     def _flush(self, lane: Lane | None = None) -> bool:
         spool = self._spool
         table = None if lane is None else lane.table
-        operations = spool.take(limit=self._limit, max_bytes=self._policy.max_bytes, lane=table)
+        operations = spool.take(limit=self._limit, max_bytes=self.policy.max_bytes, lane=table)
         if not any(operation.due for operation in operations):
             if lane is not None:
                 spool.resume(lane.table)
@@ -119,9 +128,12 @@ class Cycle:
             nonce=self._nonce,
             known_nonces=spool.known_nonces({operation.table for operation in operations}),
             probe=lane is not None,
-            blame_rows=self._unknown >= self._policy.unknown_attempts,
+            blame_rows=self._unknown >= self.policy.unknown_attempts,
         )
         started = time.perf_counter()
+        spool.remember_nonce(batch.nonce, batch.known_nonces)
+        # The disk and the database work side by side; `_seal` waits for the disk.
+        self._syncing = self._disk.submit(spool.sync)
         try:
             outcome = self._writer.write(batch, hold=self._hold, seal=self._seal)
         except FlushFailed as failure:
@@ -135,17 +147,22 @@ class Cycle:
         since = operation.held_since
         age = 0.0 if since is None else self._clock() - since
         self._parents[operation.id] = parent
-        if age > self._policy.lane_timeout:
+        if age > self.policy.lane_timeout:
             return False
-        return age < self._policy.hold_at_least or self._spool.has_unsettled(parent)
+        return age < self.policy.hold_at_least or self._spool.has_unsettled(parent)
 
     def _seal(self, outcome: Outcome) -> None:
-        self._spool.seal(self._nonce, outcome.settled_tables, outcome.dead)
+        """Make durable, before COMMIT, what must outlive it: the nonce and the dead letters."""
+        self._syncing.result()
+        if outcome.dead:
+            self._spool.bury(outcome.dead)
+            self._spool.sync()
 
     def _succeeded(self, batch: Batch, outcome: Outcome, seconds: float) -> None:
         spool = self._spool
         if batch.target_id is None:
             spool.learn_target(outcome.target_id)
+            self._on_target(outcome.target_id)
         due = {operation.id: operation for operation in batch.operations if operation.due}
         held = [verdict for verdict in outcome.held if verdict.operation_id in due]
         delays = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
@@ -159,11 +176,11 @@ class Cycle:
         for table in outcome.settled_tables:
             self.touched[table] = self.touched.get(table, 0) + outcome.rows
         self._nonce = uuid.uuid4().hex
-        self._limit = min(self._policy.max_size, self._limit * 2)
+        self._limit = min(self.policy.max_size, self._limit * 2)
         self._retry_at, self._unknown, self.failure = 0.0, 0, None
 
     def _hold_delay(self, operation: Operation) -> float:
-        return float(min(60.0, min(5.0, self._policy.interval) * 2 ** min(operation.attempts, 10)))
+        return float(min(60.0, min(5.0, self.policy.interval) * 2 ** min(operation.attempts, 10)))
 
     def _release_children(self, outcome: Outcome) -> None:
         """Children whose parents' table has just moved need not wait for their time."""
@@ -197,7 +214,7 @@ class Cycle:
             self._unknown += 1
         if failure.halve:
             self._limit = max(1, len(operations) // 2)
-            if len(operations) == 1 and count >= self._policy.unknown_attempts:
+            if len(operations) == 1 and count >= self.policy.unknown_attempts:
                 # It alone takes longer than a statement may: it would block the queue for ever.
                 sqlstate = failure.sqlstate or ""
                 self._spool.bury([Verdict(operations[0].id, sqlstate, str(failure))])

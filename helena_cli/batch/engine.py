@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from helena_cli.batch.cycle import Cycle, Failure, Policy
+from helena_cli.batch.cycle import Cycle, Failure
 from helena_cli.batch.flush import Writer
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.ledger import Flusher
@@ -40,14 +40,14 @@ class Engine:
     """
 
     def __init__(
-        self, spool: Spool, cycle_spool: Spool, writer: Writer, lease: Lease, policy: Policy
+        self, spool: Spool, cycle_spool: Spool, cycle: Cycle, writer: Writer, lease: Lease
     ) -> None:
         self._spool = spool
         self._cycle_spool = cycle_spool
+        self._cycle = cycle
         self._writer = writer
         self._lease = lease
-        self._policy = policy
-        self._cycle = Cycle(cycle_spool, writer, policy)
+        self._policy = cycle.policy
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._turned = threading.Condition()
@@ -127,6 +127,7 @@ class Engine:
             if self._thread.is_alive():
                 log.error("helena-flusher did not stop in time: it still waits for the database")
                 return self._spool.queue().total
+        self._cycle.close()
         self._writer.close()
         self._lease.release()
         return self._spool.queue().total

@@ -5,33 +5,12 @@ Functions on an open transaction; `Spool` calls them.
 
 import json
 import sqlite3
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from helena_cli.batch.flush import Waiting
 
 #: A position that was written under none of these nonces was written by a copy of this spool.
 REMEMBERED_NONCES = 16
-
-COLUMN = {"insert": "inserts", "update": "updates", "message": "messages"}
-
-
-def grow(
-    connection: sqlite3.Connection, table: str, kinds: Counter[str], size: int
-) -> tuple[int, int]:
-    """Count new operations in; the lane's id and the bytes it holds now."""
-    query = "SELECT id, bytes FROM lanes WHERE name = ?"
-    found = connection.execute(query, (table,)).fetchone()
-    if found is None:
-        connection.execute("INSERT INTO lanes (name) VALUES (?)", (table,))
-        found = connection.execute(query, (table,)).fetchone()
-    lane, used = found
-    connection.execute(
-        "UPDATE lanes SET inserts = inserts + ?, updates = updates + ?,"
-        " messages = messages + ?, bytes = bytes + ? WHERE id = ?",
-        (kinds["insert"], kinds["update"], kinds["message"], size, lane),
-    )
-    return lane, used + size
 
 
 def remember_nonce(connection: sqlite3.Connection, nonce: str, tables: Sequence[str]) -> None:
@@ -65,22 +44,6 @@ def resume(connection: sqlite3.Connection, tables: Iterable[str]) -> None:
 
 
 def delete(connection: sqlite3.Connection, ids: Sequence[int]) -> int:
-    """Delete operations and take them off their lanes' counts. Returns how many were there."""
-    rows = connection.execute(
-        "DELETE FROM operations WHERE id IN (SELECT value FROM json_each(?))"
-        " RETURNING lane, kind, length(data)",
-        (json.dumps(list(ids)),),
-    ).fetchall()
-    counts: Counter[tuple[int, str]] = Counter()
-    sizes: Counter[int] = Counter()
-    for lane, kind, size in rows:
-        counts[lane, kind] += 1
-        sizes[lane] += size
-    for (lane, kind), count in counts.items():
-        column = COLUMN[kind]
-        connection.execute(f"UPDATE lanes SET {column} = {column} - ? WHERE id = ?", (count, lane))
-    connection.executemany(
-        "UPDATE lanes SET bytes = bytes - ? WHERE id = ?",
-        [(size, lane) for lane, size in sizes.items()],
-    )
-    return len(rows)
+    """Take operations out. Returns how many were there."""
+    statement = "DELETE FROM operations WHERE id IN (SELECT value FROM json_each(?))"
+    return connection.execute(statement, (json.dumps(list(ids)),)).rowcount

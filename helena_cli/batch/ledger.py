@@ -106,8 +106,9 @@ class Pressure(Struct, frozen=True):
 def conservation(connection: sqlite3.Connection) -> Conservation:
     """The counters, and the rows that are there."""
     query = (
-        "SELECT accepted, written, coalesced, (SELECT count(*) FROM dead_letters), dropped,"
-        " (SELECT count(*) FROM operations) FROM counters"
+        "SELECT accepted + (SELECT coalesce(sum(accepted), 0) FROM lanes), written, coalesced,"
+        " (SELECT count(*) FROM dead_letters), dropped, (SELECT count(*) FROM operations)"
+        " FROM counters"
     )
     return Conservation(*connection.execute(query).fetchone())
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
@@ -58,7 +59,7 @@ def encode(kind: Any, table: Any, data: Any, *, max_bytes: int) -> bytes:
         if not isinstance(column, str) or not column or "\0" in column:
             raise _invalid("data", f"{column!r} is not a column name")
     try:
-        encoded = _encode({column: _plain(value, column) for column, value in data.items()})
+        encoded = _encode_values(data)
     except RecursionError:
         raise _invalid("data", "it is nested too deeply, or contains itself") from None
     except UnicodeEncodeError:
@@ -66,6 +67,27 @@ def encode(kind: Any, table: Any, data: Any, *, max_bytes: int) -> bytes:
     if len(encoded) > max_bytes:
         raise _invalid("data", f"{len(encoded):,} bytes of JSON; the limit is {max_bytes:,} bytes")
     return encoded
+
+
+def _encode_values(data: Mapping[str, Any]) -> bytes:
+    """Encode at once what needs no conversion, which is nearly everything."""
+    if all(map(_is_plain, data.values())):
+        with suppress(UnicodeEncodeError, ValueError):
+            encoded = _encode(dict(data))
+            # NUL becomes an escape; a lone surrogate or an endless number raises.
+            if b"\\u0000" not in encoded:
+                return encoded
+    return _encode({column: _plain(value, column) for column, value in data.items()})
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) is str for key in value) and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if kind is list else kind in _PLAIN
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def _check_table(table: Any) -> None:

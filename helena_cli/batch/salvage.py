@@ -34,8 +34,11 @@ def salvage(damaged: Path, connection: sqlite3.Connection) -> str:
                 connection.execute(f"DELETE FROM {table}")
                 _insert(connection, table, rows)
         known = _identity(old, connection)
+        expected = _queued(connection)
         _insert(connection, "operations", readable_rows(old, "operations"))
-        report = _settle(connection, known=known)
+        _recount_lanes(connection)
+        lost = max(0, expected - _queued(connection))
+        report = _settle(connection, lost, known=known)
         connection.execute("COMMIT")
     return report
 
@@ -101,9 +104,8 @@ def _identity(old: sqlite3.Connection, new: sqlite3.Connection) -> bool:
     return known
 
 
-def _settle(connection: sqlite3.Connection, *, known: bool) -> str:
-    """Make the counters true again and count what is missing."""
-    lost = _recount_lanes(connection)
+def _settle(connection: sqlite3.Connection, lost: int, *, known: bool) -> str:
+    """Make the counters of the law true again, and say what became of everything."""
     if not known:
         connection.execute(
             "INSERT OR IGNORE INTO dead_letters SELECT o.id, o.kind, l.name, o.data, ?,"
@@ -112,7 +114,6 @@ def _settle(connection: sqlite3.Connection, *, known: bool) -> str:
             (DAMAGED,),
         )
         connection.execute("DELETE FROM operations")
-        connection.execute("DELETE FROM lanes")
     connection.execute(
         "UPDATE counters SET lost = lost + ?, last_id = max(last_id,"
         " coalesce((SELECT max(id) FROM operations), 0),"
@@ -121,20 +122,25 @@ def _settle(connection: sqlite3.Connection, *, known: bool) -> str:
         " + (SELECT count(*) FROM dead_letters)",
         (lost,),
     )
+    connection.execute("UPDATE lanes SET accepted = 0")
     (kept,) = connection.execute("SELECT count(*) FROM operations").fetchone()
     (dead,) = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
     return f"{kept} operations and {dead} dead letters were salvaged, {lost} operations are lost"
 
 
-def _recount_lanes(connection: sqlite3.Connection) -> int:
-    """Count each lane's operations afresh; return how many fewer they are than it knew of."""
+def _queued(connection: sqlite3.Connection) -> int:
+    """How many operations the lanes know of."""
+    total = "SELECT coalesce(sum(inserts + updates + messages), 0) FROM lanes"
+    return int(connection.execute(total).fetchone()[0])
+
+
+def _recount_lanes(connection: sqlite3.Connection) -> None:
+    """Count each lane's operations afresh; one whose name is lost gets a name."""
     connection.execute(
         "INSERT OR IGNORE INTO lanes (id, name)"
         " SELECT DISTINCT lane, 'unknown_lane_' || lane FROM operations"
         " WHERE lane NOT IN (SELECT id FROM lanes)"
     )
-    total = "SELECT coalesce(sum(inserts + updates + messages), 0) FROM lanes"
-    (before,) = connection.execute(total).fetchone()
     for column, kind in (("inserts", "insert"), ("updates", "update"), ("messages", "message")):
         connection.execute(
             f"UPDATE lanes SET {column} = (SELECT count(*) FROM operations"
@@ -145,5 +151,3 @@ def _recount_lanes(connection: sqlite3.Connection) -> int:
         "UPDATE lanes SET bytes = (SELECT coalesce(sum(length(data)), 0) FROM operations"
         " WHERE lane = lanes.id)"
     )
-    (after,) = connection.execute(total).fetchone()
-    return max(0, int(before) - int(after))

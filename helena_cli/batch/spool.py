@@ -11,7 +11,6 @@ accepted = written + coalesced + dead + dropped + spooled.
 import json
 import sqlite3
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from pathlib import Path
@@ -102,8 +101,10 @@ class Spool:
 
         Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing was queued.
         """
-        row = (kind, table, encode(kind, table, data, max_bytes=self._max_operation_bytes))
-        return self._file.transact(lambda connection: self._append(connection, [row]))[0]
+        encoded = encode(kind, table, data, max_bytes=self._max_operation_bytes)
+        return self._file.transact(
+            lambda connection: self._append(connection, kind, table, encoded)
+        )
 
     def extend(self, operations: Iterable[tuple[Any, Any, Any]]) -> list[int]:
         """Accept many operations in one transaction, all or none, and return their ids in order."""
@@ -114,57 +115,59 @@ class Spool:
         ]
         if not rows:
             return []
-        return list(self._file.transact(lambda connection: self._append(connection, rows)))
+        return self._file.transact(lambda connection: self._append_all(connection, rows))
 
-    def _append(
+    def _append(self, connection: sqlite3.Connection, kind: str, table: str, data: bytes) -> int:
+        """Write one encoded operation: one statement, for callers wait for it."""
+        row = (int(self._clock() * 1_000_000), table, kind, data)
+        try:
+            cursor = connection.execute(APPEND, row)
+        except sqlite3.IntegrityError:
+            # Its lane, looked up by name, does not exist yet.
+            connection.execute("INSERT INTO lanes (name) VALUES (?)", (table,))
+            cursor = connection.execute(APPEND, row)
+        self._check_size(connection, len(data))
+        return int(cursor.lastrowid or 0)
+
+    def _append_all(
         self, connection: sqlite3.Connection, rows: Sequence[tuple[str, str, bytes]]
-    ) -> range:
-        """Write encoded operations; the range of their ids."""
-        # Not UPDATE … RETURNING: it materialises its rows, and every caller pays for that.
-        (last,) = connection.execute("SELECT last_id FROM counters").fetchone()
-        first = max(last + 1, int(self._clock() * 1_000_000))
-        ids = range(first, first + len(rows))
-        connection.execute(
-            "UPDATE counters SET last_id = ?, accepted = accepted + ?", (ids[-1], len(rows))
+    ) -> list[int]:
+        connection.executemany(
+            "INSERT OR IGNORE INTO lanes (name) VALUES (?)", {(table,) for _, table, _ in rows}
         )
-        kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        sizes: Counter[str] = Counter()
-        for kind, table, data in rows:
-            kinds[table][kind] += 1
-            sizes[table] += len(data)
-        lane = {table: self._grow(connection, table, kinds[table], sizes[table]) for table in kinds}
+        lanes_by_name = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
+        ((last,),) = connection.execute(f"SELECT {LAST_ID}").fetchall()
+        first = max(last + 1, int(self._clock() * 1_000_000))
+        ids = list(range(first, first + len(rows)))
         connection.executemany(
             "INSERT INTO operations (id, lane, kind, data) VALUES (?, ?, ?, ?)",
             [
-                (i, lane[table], kind, data)
-                for i, (kind, table, data) in zip(ids, rows, strict=True)
+                (number, lanes_by_name[table], kind, data)
+                for number, (kind, table, data) in zip(ids, rows, strict=True)
             ],
         )
-        self._check_size(connection, sum(sizes.values()))
+        self._check_size(connection, sum(len(data) for _, _, data in rows))
         return ids
-
-    def _grow(
-        self, connection: sqlite3.Connection, table: str, kinds: Counter[str], size: int
-    ) -> int:
-        lane, used = lanes.grow(connection, table, kinds, size)
-        if used > self._max_bytes // 2:
-            raise SpoolFull(
-                f"The queue for {table} holds {used:,} bytes, more than half of the spool's limit"
-                f" of {self._max_bytes:,}; the operation was not accepted.",
-                remedy="See why it is not written (helena status) or raise [spool] max_bytes.",
-            )
-        return lane
 
     def _check_size(self, connection: sqlite3.Connection, size: int) -> None:
         self._unmeasured += size
         if self._unmeasured < self._measure_every:
             return
         used = spoolfile.used_bytes(connection)
+        remedy = "See why it is not written (helena status), or raise [spool] max_bytes."
         if used > self._max_bytes:
             raise SpoolFull(
                 f"The queue is full: {used:,} of {self._max_bytes:,} bytes are in use; the"
                 " operation was not accepted.",
-                remedy="See why nothing is written (helena status) or raise [spool] max_bytes.",
+                remedy=remedy,
+            )
+        query = "SELECT bytes, name FROM lanes ORDER BY bytes DESC LIMIT 1"
+        ((used, table),) = connection.execute(query).fetchall()
+        if used > self._max_bytes // 2:
+            raise SpoolFull(
+                f"The queue for {table} holds {used:,} bytes, half of the spool's limit of"
+                f" {self._max_bytes:,}; the operation was not accepted.",
+                remedy=remedy,
             )
         self._unmeasured = 0
 
@@ -193,11 +196,13 @@ class Spool:
         known = {name: frozenset(nonces.split()) for name, nonces in rows}
         return {table: known.get(table, frozenset()) for table in tables}
 
-    def seal(self, nonce: str, tables: Iterable[str], dead: Sequence[Verdict]) -> None:
-        """Put on the disk, before COMMIT, what must outlive it: the nonce and the dead letters."""
+    def remember_nonce(self, nonce: str, tables: Iterable[str]) -> None:
+        """Store the nonce of a flush; `sync` must follow before its COMMIT."""
         names = list(tables)
         self._file.transact(lambda connection: lanes.remember_nonce(connection, nonce, names))
-        self.bury(dead)
+
+    def sync(self) -> None:
+        """Put on the disk what must outlive a COMMIT: the nonce and the dead letters."""
         self._file.sync()
 
     def bury(self, dead: Sequence[Verdict]) -> None:
@@ -264,7 +269,7 @@ class Spool:
         self._file.transact(lambda connection: _set_meta(connection, "target_id", target_id))
 
     def checkpoint(self) -> None:
-        """Fold the write-ahead log into the file."""
+        """Fold the write-ahead log into the file when it has grown large."""
         self._file.checkpoint()
 
     def renew_identity(self, why: str) -> None:
@@ -278,7 +283,7 @@ class Spool:
         """Ask the flusher, in whatever process, to write all that is queued now; its last id."""
 
         def work(connection: sqlite3.Connection) -> int:
-            (last,) = connection.execute("SELECT last_id FROM counters").fetchone()
+            (last,) = connection.execute("SELECT coalesce(max(last_id), 0) FROM lanes").fetchone()
             _set_meta(connection, "flush_through", str(last))
             return int(last)
 
@@ -342,8 +347,8 @@ class Spool:
         def work(connection: sqlite3.Connection, chunk: Sequence[int]) -> int:
             rows = letters.remove(connection, chunk)
             if rows:
-                self._append(connection, rows)
-            # They had been accepted before.
+                self._append_all(connection, rows)
+            # They had been accepted before, and are counted as accepted again.
             connection.execute("UPDATE counters SET accepted = accepted - ?", (len(rows),))
             return len(rows)
 
@@ -372,6 +377,13 @@ class Spool:
         row = self._file.read(lambda connection: connection.execute(query, (key,)).fetchone())
         return str(row[0]) if row and row[0] else None
 
+
+LAST_ID = "max((SELECT last_id FROM counters), (SELECT coalesce(max(last_id), 0) FROM lanes))"
+
+APPEND = (
+    f"INSERT INTO operations (id, lane, kind, data) VALUES (max(?, 1 + {LAST_ID}),"
+    " (SELECT id FROM lanes WHERE name = ?), ?, ?)"
+)
 
 OPERATION = (
     "SELECT o.id, o.kind, l.name, o.data, o.attempts, o.held_since, o.held_since IS NULL OR"

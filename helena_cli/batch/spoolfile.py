@@ -1,9 +1,10 @@
 """The SQLite file under the spool: opening, transactions, damage, and whether it is still itself.
 
-Every write takes three steps: the gate (a file lock that writers share, and that the repair of a
-damaged file takes alone), a look whether the file at the path is still the one that is open, and
-BEGIN IMMEDIATE. A deferred BEGIN that turns into a write would fail at once when another process
-writes.
+Every write takes three steps: the gate, a look whether the file at the path is still the one that
+is open, and BEGIN IMMEDIATE (a deferred BEGIN that turns into a write would fail at once when
+another process writes). The gate is a file lock for one at a time: the writers of all processes,
+and the repair of a damaged file. SQLite alone lets writers queue up too, but in sleeps of
+milliseconds.
 """
 
 import errno
@@ -26,13 +27,19 @@ from helena_cli.errors import SpoolError, SpoolFull, SpoolUnavailable
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Work = Callable[[sqlite3.Connection], Result]
 Durability = Literal["process", "power"]
 
 #: How long a writer waits for another one, in seconds; a write takes milliseconds.
 BUSY_TIMEOUT = 30.0
+GATE_POLL = 0.0001
+
+#: The write-ahead log is folded into the file when it is larger than this, in bytes.
+CHECKPOINT_BYTES = 32 * 1024 * 1024
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+
 CREATE TABLE counters (
     last_id INTEGER NOT NULL DEFAULT 0,
     accepted INTEGER NOT NULL DEFAULT 0,
@@ -45,7 +52,9 @@ CREATE TABLE counters (
     rows INTEGER NOT NULL DEFAULT 0,
     failures INTEGER NOT NULL DEFAULT 0
 );
+
 INSERT INTO counters DEFAULT VALUES;
+
 CREATE TABLE lanes (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -53,11 +62,14 @@ CREATE TABLE lanes (
     updates INTEGER NOT NULL DEFAULT 0,
     messages INTEGER NOT NULL DEFAULT 0,
     bytes INTEGER NOT NULL DEFAULT 0,
+    accepted INTEGER NOT NULL DEFAULT 0,
+    last_id INTEGER NOT NULL DEFAULT 0,
     nonces TEXT NOT NULL DEFAULT '',
     reason TEXT, sqlstate TEXT, remedy TEXT,
     since REAL, retry_at REAL,
     tries INTEGER NOT NULL DEFAULT 0
 );
+
 CREATE TABLE operations (
     id INTEGER PRIMARY KEY,
     lane INTEGER NOT NULL,
@@ -66,19 +78,46 @@ CREATE TABLE operations (
     attempts INTEGER NOT NULL DEFAULT 0,
     held_since REAL, retry_at REAL
 );
+
 CREATE INDEX operations_by_lane ON operations (lane);
+
+-- The counts of a lane change with its rows, and one page with every append.
+CREATE TRIGGER operation_enters AFTER INSERT ON operations BEGIN
+    UPDATE lanes SET
+        inserts = inserts + (new.kind = 'insert'),
+        updates = updates + (new.kind = 'update'),
+        messages = messages + (new.kind = 'message'),
+        bytes = bytes + length(new.data),
+        accepted = accepted + 1,
+        last_id = new.id
+    WHERE id = new.lane;
+END;
+
+CREATE TRIGGER operation_leaves AFTER DELETE ON operations BEGIN
+    UPDATE lanes SET
+        inserts = inserts - (old.kind = 'insert'),
+        updates = updates - (old.kind = 'update'),
+        messages = messages - (old.kind = 'message'),
+        bytes = bytes - length(old.data)
+    WHERE id = old.lane;
+END;
+
 CREATE INDEX operations_held ON operations (lane, retry_at) WHERE held_since IS NOT NULL;
+
 CREATE TABLE dead_letters (
     id INTEGER PRIMARY KEY,
     kind TEXT NOT NULL, table_name TEXT NOT NULL, data BLOB NOT NULL,
     sqlstate TEXT, message TEXT NOT NULL, constraint_name TEXT,
     attempts INTEGER NOT NULL, failed_at REAL NOT NULL
 );
+
 CREATE TABLE flushes (
     at REAL NOT NULL, operations INTEGER NOT NULL, rows INTEGER NOT NULL,
     seconds REAL NOT NULL, error TEXT
 );
+
 CREATE TABLE flusher (pid INTEGER, host TEXT, since REAL, heartbeat REAL);
+
 PRAGMA user_version = 1;
 """
 
@@ -121,16 +160,16 @@ class SpoolFile:
                 os.close(self._gate)
                 self._gate = -1
 
-    def transact(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    def transact(self, work: Work[Result]) -> Result:
         """Run `work` in a write transaction.
 
         A damaged file is repaired first and `work` run again.
         """
-        return self._run(work, begin="BEGIN IMMEDIATE")
+        return self._run(work, self._attempt_write)
 
-    def read(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+    def read(self, work: Work[Result]) -> Result:
         """Run `work` in one consistent snapshot."""
-        return self._run(work, begin="BEGIN")
+        return self._run(work, self._attempt_read)
 
     def sync(self) -> None:
         """Put on the disk what has been committed so far, without holding up the appenders.
@@ -145,42 +184,50 @@ class SpoolFile:
             finally:
                 os.close(wal)
 
-    def checkpoint(self) -> None:
-        """Fold the WAL into the file. Only the holder of the lease does it."""
-        with self._lock, suppress(sqlite3.OperationalError):
-            self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    def checkpoint(self, *, at_least: int = CHECKPOINT_BYTES) -> None:
+        """Fold a WAL of so many bytes into the file. Only the holder of the lease does it."""
+        with self._lock, suppress(sqlite3.OperationalError, FileNotFoundError):
+            if os.stat(f"{self.path}-wal").st_size >= at_least:
+                self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def used_bytes(self) -> int:
         """The bytes of the pages in use; the file itself never shrinks."""
         with self._lock:
             return used_bytes(self._open())
 
-    def _run(self, work: Callable[[sqlite3.Connection], Result], *, begin: str) -> Result:
+    def _run(self, work: Work[Result], attempt: Callable[[Work[Result]], Result]) -> Result:
         with self._lock, translated(self.path):
             try:
-                return self._attempt(work, begin)
+                return attempt(work)
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise
                 log.error("the spool %s is damaged: %s", self.path, error)
             self._repair()
-            return self._attempt(work, begin)
+            return attempt(work)
 
-    def _attempt(self, work: Callable[[sqlite3.Connection], Result], begin: str) -> Result:
-        fcntl.flock(self._gate, fcntl.LOCK_SH)
+    def _attempt_write(self, work: Work[Result]) -> Result:
+        self._enter_gate()
         try:
-            connection = self._open()
-            connection.execute(begin)
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-            return result
+            return _transaction(self._open(), "BEGIN IMMEDIATE", work)
         finally:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
+
+    def _attempt_read(self, work: Work[Result]) -> Result:
+        return _transaction(self._open(), "BEGIN", work)
+
+    def _enter_gate(self) -> None:
+        """Wait for the gate, but not for ever: its holder may be a stopped process."""
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(self._gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise sqlite3.OperationalError("another process does not let it go") from None
+                time.sleep(GATE_POLL)
+            else:
+                return
 
     def _open(self) -> sqlite3.Connection:
         """The connection to the file that lies at the path now: a repair replaces it."""
@@ -210,7 +257,7 @@ class SpoolFile:
         """Move the damaged file aside and salvage what can be read, alone behind the gate."""
         from helena_cli.batch.salvage import salvage
 
-        fcntl.flock(self._gate, fcntl.LOCK_EX)
+        self._enter_gate()
         try:
             if self._connection is not None:
                 self._connection.close()
@@ -225,6 +272,18 @@ class SpoolFile:
             log.error("moved it to %s; %s", aside, report)
         finally:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
+
+
+def _transaction(connection: sqlite3.Connection, begin: str, work: Work[Result]) -> Result:
+    connection.execute(begin)
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return result
 
 
 def _connect(path: Path, durability: Durability) -> sqlite3.Connection:
@@ -249,7 +308,7 @@ def prepare(connection: sqlite3.Connection, path: Path, now: float) -> None:
     if not connection.execute("PRAGMA user_version").fetchone()[0]:
         connection.execute("BEGIN IMMEDIATE")
         if not connection.execute("PRAGMA user_version").fetchone()[0]:
-            for statement in SCHEMA.split(";\n"):
+            for statement in SCHEMA.split("\n\n"):
                 connection.execute(statement)
             connection.executemany(
                 "INSERT INTO meta VALUES (?, ?)",
@@ -276,11 +335,16 @@ def take_new_identity(connection: sqlite3.Connection, path: Path, now: float, wh
         (MOVED, f"not written: {why}, and may have been written from there", now),
     )
     moved = connection.execute("DELETE FROM operations").rowcount
-    connection.execute("DELETE FROM lanes")
+    connection.execute(
+        "UPDATE lanes SET nonces = '', reason = NULL, sqlstate = NULL, remedy = NULL,"
+        " since = NULL, retry_at = NULL, tries = 0"
+    )
     connection.executemany(
         "INSERT OR REPLACE INTO meta VALUES (?, ?)",
         [("spool_id", uuid.uuid4().hex), ("home", home(path))],
     )
+    # What is the target of the original need not be the target of the copy.
+    connection.execute("DELETE FROM meta WHERE key = 'target_id'")
     log.error(
         "the spool %s takes a new identity, %d operations are dead letters: %s", path, moved, why
     )

@@ -65,7 +65,9 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([+-]?[0-9]+)[ \t\n\v\f\r]*", re.ASCII)
 #: What newer releases also take for an integer: 0x1F, 1_000.
-_PERHAPS_INTEGER = re.compile(r"[ \t\n\v\f\r]*[+-]?[0-9][0-9A-Fa-f_xXoO]*[ \t\n\v\f\r]*", re.ASCII)
+_PERHAPS_INTEGER = re.compile(
+    r"[ \t\n\v\f\r]*[+-]?(0[xXoObB][0-9A-Fa-f_]+|[0-9][0-9_]*)[ \t\n\v\f\r]*", re.ASCII
+)
 _UUID = re.compile(r"[0-9a-f]{4}(?:-?[0-9a-f]{4}){7}", re.ASCII)
 
 
@@ -122,13 +124,24 @@ def parents_first(tables: Sequence[Table], first_ids: Mapping[int, int]) -> list
     remaining = sorted(tables, key=lambda table: first_ids[table.oid])
     ordered = []
     while remaining:
-        waiting = {table.oid for table in remaining}
-        ready = (table for table in remaining if not _parents(table) & waiting)
-        chosen = next(ready, remaining[0])
+        ancestors = _ancestors(remaining)
+        # One whose ancestors are all its descendants too: it has none, or they are a cycle.
+        chosen = next(
+            table
+            for table in remaining
+            if all(table.oid in ancestors[oid] for oid in ancestors[table.oid])
+        )
         remaining.remove(chosen)
         ordered.append(chosen)
     return ordered
 
 
-def _parents(table: Table) -> set[int]:
-    return {key.parent for key in table.foreign_keys} - {table.oid}
+def _ancestors(tables: Sequence[Table]) -> dict[int, set[int]]:
+    """oid → parents, their parents and so on, among these tables."""
+    oids = {table.oid for table in tables}
+    found = {table.oid: {key.parent for key in table.foreign_keys} & oids for table in tables}
+    for middle in oids:
+        for reached in found.values():
+            if middle in reached:
+                reached |= found[middle]
+    return found

@@ -7,6 +7,7 @@ stdout carries the result, stderr everything that is said about it. After an err
 with `--json` too, unless the command could answer in part.
 """
 
+import errno
 import io
 import logging
 import os
@@ -44,10 +45,11 @@ def _program(version: options.Version = False) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Nothing escapes; a bug becomes 70."""
     _prepare_streams()
-    code = _invoke(arguments)
     try:
+        code = _invoke(arguments)
         print(end="", flush=True)
     except OSError as error:
+        # A reader that has gone away knows it, and is told nothing.
         if not isinstance(error, BrokenPipeError):
             _say(f"the result could not be written: {error.strerror}.")
         # Python flushes stdout once more when it exits, and would complain.
@@ -68,6 +70,8 @@ def _invoke(arguments: Sequence[str] | None) -> int:
         report(error)
         return error.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            raise  # stdout: everywhere else a full disk is one of Helena's errors
         # Not of the family: a bug, and it must look like one.
         log.debug("The bug is here.", exc_info=True)
         _say(f"this is a bug in Helena: {type(error).__name__}: {error}")
@@ -80,9 +84,10 @@ def report(error: HelenaError) -> None:
     """What happened, why, and what to do, in plain lines on stderr."""
     _say(str(error))
     for cause in _causes(error):
-        for line in str(cause).splitlines():
-            if line.strip() and line.strip() not in str(error):
-                print(f"  because: {line.strip()}", file=sys.stderr)
+        # The driver's errors go on with the statement and a mark below it.
+        reason = str(cause).strip().partition("\n")[0]
+        if reason and reason not in str(error):
+            print(f"  because: {reason}", file=sys.stderr)
     print(f"  what to do: {error.remedy}", file=sys.stderr)
 
 
@@ -101,7 +106,9 @@ class _StderrHandler(logging.Handler):
     """Writes to whatever stderr is now: a progress bar puts its own in place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        # With -v for whoever looks for a cause, else for whoever just wants the result.
+        verbose = options.PACKAGE_LOG.isEnabledFor(logging.DEBUG)
+        print(self.format(record) if verbose else f"helena: {record.getMessage()}", file=sys.stderr)
 
 
 def _prepare_streams() -> None:

@@ -129,7 +129,7 @@ def _chosen(
     missing = sorted(set(ids) - {letter.id for letter in letters})
     if missing:
         raise UsageError(
-            f"There is no dead letter {', '.join(map(str, missing))}; nothing was changed.",
+            f"There is no dead letter {', '.join(map(str, missing))}.",
             remedy="See which there are: helena dead-letters list.",
         )
     return letters

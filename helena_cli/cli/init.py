@@ -43,7 +43,7 @@ def command(
 
     with Runtime(common.settings()) as runtime:
         target = runtime.target.label
-        with runtime._connect("init") as connection:
+        with runtime.connect("init") as connection:
             created = schema.initialise(connection)
     if common.json:
         render.print_json({"target": target, "created": created})

@@ -1,10 +1,187 @@
-"""`helena process-pending`: bring documents and everything queued into the database."""
+"""`helena process-pending`: bring documents, and everything that is queued, into the database."""
 
-from helena_cli.cli.options import Common, with_common_options
-from helena_cli.errors import ExitCode
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from helena_cli.cli import render
+from helena_cli.cli.options import Common, Yes, with_common_options
+from helena_cli.errors import DatabaseUnreachable, ExitCode, HelenaError, Refused, UsageError
+
+if TYPE_CHECKING:
+    from helena_cli.cli.run_summary import Summary
+    from helena_cli.documents.prune import PrunePlan
+    from helena_cli.documents.reconcile import Report
+    from helena_cli.runtime import Runtime
+
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PATH", help="Folders and documents; else [documents] roots."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would happen; claim, queue and write nothing.")
+]
+Prune = Annotated[
+    bool, typer.Option("--prune", help="Then delete for good what is marked as missing.")
+]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Mark missing documents even when they are many.")
+]
 
 
 @with_common_options
-def command(common: Common) -> ExitCode:
-    """Index new, changed and missing documents, then write everything that is queued."""
-    return ExitCode.DONE
+def command(
+    common: Common,
+    paths: Paths = None,
+    dry_run: DryRun = False,
+    prune: Prune = False,
+    allow_missing: AllowMissing = False,
+    yes: Yes = False,
+) -> ExitCode:
+    """Index new, changed and missing documents, then write all that is queued.
+
+    Without PATH and without configured roots it only writes what is queued. It waits until nothing
+    more can be written, by whichever process of this host; what has to wait for something else is
+    reported as remaining.
+    """
+    from helena_cli.cli import run_summary
+    from helena_cli.runtime import Runtime
+
+    settings = common.settings()
+    places = _places(paths or settings.documents.roots)
+    if prune and not places:
+        raise UsageError(
+            "--prune does not know where to look.",
+            remedy="Give a PATH, or set [documents] roots.",
+        )
+    with Runtime(settings) as runtime:
+        run = _Run(runtime, places, dry_run=dry_run)
+        error: HelenaError | None = None
+        try:
+            run.index(allow_missing=allow_missing)
+            if prune:
+                run.prune(yes=yes, may_ask=not common.json)
+        except (DatabaseUnreachable, Refused) as caught:
+            error = caught
+        summary = run.summary()
+    run_summary.show(summary, as_json=common.json)
+    if error is not None:
+        raise error
+    return summary.exit_code()
+
+
+def _places(paths: Sequence[str]) -> list[Path]:
+    if not all(path.strip() for path in paths):
+        # An unset variable in a script; Path("") would be the current directory.
+        raise UsageError("A PATH is empty.", remedy="Give a folder or a document, or no PATH.")
+    return [Path(path) for path in paths]
+
+
+class _Run:
+    """One run, and what it knows so far; `summary` tells it, also after an error."""
+
+    def __init__(self, runtime: "Runtime", places: Sequence[Path], *, dry_run: bool) -> None:
+        self._runtime = runtime
+        self._places = places
+        self._dry_run = dry_run
+        self._host = platform.node()
+        self._started = time.monotonic()
+        self._before = runtime.spool.conservation()
+        self._flushes_before = runtime.spool.flushes().count
+        self._report: Report | None = None
+        self._plan: PrunePlan | None = None
+        self._pruned = 0
+        self._unreachable = False
+
+    def index(self, *, allow_missing: bool) -> None:
+        """Queue what has changed in the folders, and wait until the queue is written."""
+        try:
+            self._reconcile(allow_missing=allow_missing)
+            if not self._dry_run:
+                waiting = render.many(self._runtime.spool.queue().total, "operation")
+                with render.progress(f"Writing {waiting}"):
+                    self._runtime.drain()
+        except DatabaseUnreachable:
+            self._unreachable = True
+            raise
+
+    def prune(self, *, yes: bool, may_ask: bool) -> None:
+        """Delete what is marked as missing, after a look at it. Raises Refused."""
+        from helena_cli.database.registry import DocumentRegistry
+        from helena_cli.documents.prune import plan_prune, prune
+
+        with self._runtime.connection("process-pending") as connection:
+            registry = DocumentRegistry(connection)
+            settings = self._runtime.settings.documents
+            self._plan = plan = plan_prune(
+                self._places, settings=settings, host=self._host, registry=registry
+            )
+        if self._dry_run or not plan.documents:
+            return
+        _ask(plan, yes=yes, may_ask=may_ask)
+        # A person may take long to answer: nobody else waits for the connection meanwhile.
+        with self._runtime.connection("process-pending") as connection:
+            self._pruned = prune(plan, DocumentRegistry(connection))
+
+    def summary(self) -> "Summary":
+        """What has happened so far."""
+        from helena_cli.cli.run_summary import Summary
+
+        spool = self._runtime.spool
+        flushes = spool.flushes()
+        return Summary(
+            report=self._report,
+            before=self._before,
+            after=spool.conservation(),
+            flushes=flushes.count - self._flushes_before,
+            recent=flushes,
+            stuck=max(0, spool.queue().total - spool.pressure().count),
+            waiting=tuple(lane for lane in spool.lanes() if lane.reason),
+            plan=self._plan,
+            pruned=self._pruned,
+            seconds=time.monotonic() - self._started,
+            dry_run=self._dry_run,
+            unreachable=self._unreachable,
+            places=tuple(map(str, self._places)),
+            spool=str(spool.path),
+        )
+
+    def _reconcile(self, *, allow_missing: bool) -> None:
+        from helena_cli.database import schema
+        from helena_cli.database.registry import DocumentRegistry
+        from helena_cli.documents.reconcile import reconcile
+
+        with self._runtime.connection("process-pending") as connection:
+            # Before anything is queued, and also when there is nothing to queue.
+            schema.target_id(connection)
+            if not self._places:
+                return
+            if not self._dry_run:
+                self._runtime.engine.start()
+            with render.progress("Looking at documents") as progress:
+                self._report = reconcile(
+                    self._places,
+                    settings=self._runtime.settings.documents,
+                    host=self._host,
+                    registry=DocumentRegistry(connection),
+                    queue=self._runtime.spool,
+                    dry_run=self._dry_run,
+                    allow_missing=allow_missing,
+                    progress=progress,
+                )
+
+
+def _ask(plan: "PrunePlan", *, yes: bool, may_ask: bool) -> None:
+    documents = render.many(len(plan.documents), "document")
+    usage = render.many(plan.usage_rows, "row")
+    question = f"Delete {documents}, and {usage} of the usage log with them, for good?"
+    if yes:
+        return
+    if not may_ask:
+        raise Refused(question, remedy="Nothing was deleted. To do it: the same with --yes.")
+    render.print_table(("marked as missing",), ((doc_id,) for doc_id in plan.documents))
+    render.confirm(question, yes=False)

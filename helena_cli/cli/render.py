@@ -4,13 +4,14 @@ Text from outside (SQL, file names, messages of the server) goes through `plain`
 shown as it is, never read as markup, and cannot move the cursor. Nothing in a table is cut off.
 """
 
+import io
 import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from helena_cli.errors import Refused
 
@@ -103,23 +104,30 @@ def cell(value: object, style: str = "") -> "Text":
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A console as wide as the terminal, or wide enough for anything when there is none."""
+    """A console on the terminal; on a pipe one that is wide enough for anything."""
+    stream = sys.stderr if stderr else sys.stdout
+    return _console(stream, None if _is_terminal(stream) else PIPE_WIDTH)
+
+
+def _console(stream: IO[str], width: int | None) -> "Console":
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream is not None and stream.isatty() else PIPE_WIDTH
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
+def _is_terminal(stream: IO[str] | None) -> bool:
+    # A stream is None when the shell has closed it.
+    return stream is not None and stream.isatty()
+
+
 def _print(shown: "RenderableType") -> None:
-    screen = console()
-    if screen.is_terminal:
-        screen.print(shown)
+    if _is_terminal(sys.stdout):
+        console().print(shown)
         return
     # Rich fills each line up to the width of its table.
-    with screen.capture() as text:
-        screen.print(shown)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    text = io.StringIO()
+    _console(text, PIPE_WIDTH).print(shown)
+    print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def print_table(
@@ -163,7 +171,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Ask on the terminal. Raises Refused for a no, and when there is nobody to ask."""
     if yes:
         return
-    if sys.stdin is None or not sys.stdin.isatty():
+    if not _is_terminal(sys.stdin):
         raise Refused(
             f"{question} There is no terminal to ask on; nothing was changed.",
             remedy="Look at the plan, then run the same command with --yes.",
@@ -175,19 +183,27 @@ def confirm(question: str, *, yes: bool) -> None:
         )
 
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int | None, str], None]
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
-    """A bar on stderr while the block runs, if that is a terminal; called with done and total."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda done, total: None
+    """A bar on stderr while the block runs, if that is a terminal.
+
+    It is called with what is done, the total if that is known, and where the work is.
+    """
+    if not _is_terminal(sys.stderr):
+        yield lambda done, total, where: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
     with Bar(*columns, TimeElapsedColumn(), console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(label, total=None, count="")
+
+        def step(done: int, total: int | None, where: str) -> None:
+            count = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            bar.update(task, completed=done, total=total, count=count)
+
+        yield step

@@ -57,7 +57,7 @@ def _ask_database(runtime: "Runtime") -> "tuple[Health | None, HelenaError | Non
     from helena_cli.errors import DatabaseRefused, DatabaseUnreachable
 
     try:
-        with runtime._connect("status") as connection:
+        with runtime.connect("status") as connection:
             return probe(connection), None
     except (DatabaseUnreachable, DatabaseRefused) as error:
         return None, error
@@ -164,7 +164,8 @@ def _database_document(health: "Health | None", away: HelenaError | None) -> dic
 def _print_facts(runtime: "Runtime", seen: "Observed", away: HelenaError | None) -> None:
     queue, flushes, last = seen.queue, seen.flushes, seen.flushes.last
     kinds = f"{queue.insert:,} insert, {queue.update:,} update, {queue.message:,} message"
-    facts = [("Target", runtime.target.label), *_database_facts(seen.health, away)]
+    facts: list[tuple[str, object]] = [("Target", runtime.target.label)]
+    facts.extend(_database_facts(seen.health, away))
     facts.append(("Queue", f"{render.many(queue.total, 'operation')} ({kinds}), {_oldest(queue)}"))
     facts.append(("Spool", f"{runtime.spool.path}, {render.size(queue.spool_bytes)} in use"))
     facts.append(("Flusher", _flusher(seen)))
@@ -178,9 +179,12 @@ def _print_facts(runtime: "Runtime", seen: "Observed", away: HelenaError | None)
     render.print_facts(facts)
 
 
-def _database_facts(health: "Health | None", away: HelenaError | None) -> list[tuple[str, str]]:
+def _database_facts(health: "Health | None", away: HelenaError | None) -> list[tuple[str, object]]:
     if away is not None:
-        return [("Database", f"AWAY. {away}"), ("What to do", away.remedy)]
+        return [
+            ("Database", render.cell(away, render.STYLES["critical"])),
+            ("What to do", away.remedy),
+        ]
     if health is None:
         return []
     missing = [("Tables", "Helena's tables are missing. Run: helena init")]

@@ -1,7 +1,7 @@
 """What the catalog says of the tables that operations name.
 
-Nothing here waits for a lock on those tables: functions that open a relation, such as pg_get_expr or
-pg_get_indexdef, hang for as long as somebody holds it, and so would every flush.
+Nothing here waits for a lock on those tables: functions that open a relation, such as pg_get_expr
+or pg_get_indexdef, hang for as long as somebody holds it, and so would every flush.
 """
 
 import time
@@ -40,12 +40,12 @@ SELECT lane.n, c.oid::bigint, s.nspname::text, c.relname::text,
      FROM pg_catalog.pg_index i
      CROSS JOIN LATERAL (
        SELECT json_agg(a.attname ORDER BY u.n) AS names,
-              bool_and(u.collation = a.attcollation
+              bool_and(u.collated = a.attcollation
                        OR il.collisdeterministic AND al.collisdeterministic) AS comparable
          FROM unnest(i.indkey::int2[], i.indcollation::oid[]) WITH ORDINALITY
-              AS u(attnum, collation, n)
+              AS u(attnum, collated, n)
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = u.attnum
-         LEFT JOIN pg_catalog.pg_collation il ON il.oid = u.collation
+         LEFT JOIN pg_catalog.pg_collation il ON il.oid = u.collated
          LEFT JOIN pg_catalog.pg_collation al ON al.oid = a.attcollation
         WHERE u.n <= i.indnkeyatts) k
     WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indislive AND i.indimmediate
@@ -114,7 +114,7 @@ class Catalog:
         }
 
     def confirm(self, transaction: Transaction, lane: str, since: float) -> bool:
-        """Whether a table still is as it was given, looking again unless it was read after `since`."""
+        """Whether a table is still as it was given; looks again unless that was after `since`."""
         table, read_at = self._known[lane]
         if read_at >= since:
             return True

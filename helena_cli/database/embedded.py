@@ -81,7 +81,6 @@ class EmbeddedServer:
                 return
             try:
                 with _locked(self._folder / "lock"):
-                    fcntl.flock(self._member, fcntl.LOCK_UN)
                     if _take(self._member):
                         _postmaster(self._folder.resolve()).stop()
             finally:
@@ -217,8 +216,9 @@ def _account() -> dict[str, Any]:
 def _home_of_root(folder: Path, account: Mapping[str, Any]) -> Path:
     """Where root's server lives. A random name: a new state directory never finds older data."""
     pointer = folder / "home"
-    if pointer.exists() and Path(pointer.read_text()).is_dir():
-        return Path(pointer.read_text())
+    if pointer.exists() and (home := Path(pointer.read_text())).is_dir():
+        home.chmod(0o700)
+        return home
     base = "/var/lib" if os.access("/var/lib", os.W_OK) else "/var/tmp"
     home = Path(tempfile.mkdtemp(prefix="helena-postgres-", dir=base))
     os.chown(home, account["user"], account["group"])

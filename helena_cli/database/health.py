@@ -154,9 +154,7 @@ def probe(connection: psycopg.Connection[Any]) -> Health:
         idle_in_transaction=activity and activity.idle_in_transaction,
         connections=Connections(slots.used, slots.usable, slots.helena) if slots else Connections(),
         gin=tuple(_gin(reader)),
-        hosts=tuple(HostRow(*row) for row in reader.all("hosts", HOSTS))
-        if prepared and prepared.found
-        else (),
+        hosts=tuple(_hosts(reader, prepared)),
         unknown=reader.unknown,
     )
 
@@ -200,6 +198,11 @@ class _Reader:
         except psycopg.Error as error:
             lost = "the connection was lost" if self._connection.closed else str(error).strip()
             self.unknown[name] = REASONS.get(error.sqlstate or "", lost)
+
+
+def _hosts(reader: _Reader, prepared: Any) -> Iterator[HostRow]:
+    if prepared is None or prepared.found:
+        yield from (HostRow(*row) for row in reader.all("hosts", HOSTS))
 
 
 def _gin(reader: _Reader) -> Iterator[GinIndex]:

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import psycopg
 from msgspec import Struct
 
 from helena_cli.batch.flush import FlushFailed
+from helena_cli.database.failure import flush_failed
 from helena_cli.database.transaction import Transaction
-from helena_cli.errors import SchemaMissing
+from helena_cli.errors import HelenaError, SchemaMissing
 
 _TARGET = b"SELECT id::text FROM helena.meta"
 
@@ -94,3 +96,22 @@ def advance(
     moved = transaction.execute(_ADVANCE, [json.dumps(rows), spool_id, nonce, host]).rowcount
     if moved != len(moves):
         raise FlushFailed(f"{moved} of {len(moves)} position rows could be moved")
+
+
+_REMEDIES = {
+    "42P01": "Run: helena init.",
+    "3F000": "Run: helena init.",
+    "42703": "Helena's tables are of another version. Run: helena init.",
+    "42501": "Let the owner of the schema helena run: GRANT USAGE ON SCHEMA helena TO role; GRANT "
+    "SELECT ON helena.meta TO role; GRANT SELECT, INSERT, UPDATE ON helena.spool_position TO role.",
+}
+
+
+def failed(error: psycopg.Error) -> FlushFailed:
+    """The end of a flush that could not use Helena's own tables."""
+    failed = flush_failed(error)
+    cause = failed.__cause__
+    failed.remedy = _REMEDIES.get(error.sqlstate or "", failed.remedy)
+    if isinstance(cause, HelenaError):
+        cause.remedy = failed.remedy
+    return failed

@@ -27,11 +27,12 @@ TABLES = (
 
 #: Any constant will do, as long as every Helena uses the same.
 _LOCK = 0x48454C454E41
+_LOCK_TIMEOUT = "10s"
 
 _HEAD = """\
 -- Helena's tables. Safe to run again: what exists is used as it is.
 BEGIN;
-SET LOCAL lock_timeout = '10s';
+SET LOCAL lock_timeout = '{timeout}';
 -- Two at once would both find nothing and create everything.
 SELECT pg_advisory_xact_lock({lock});
 DO $helena$
@@ -71,7 +72,7 @@ def version() -> int:
 
 def sql() -> str:
     """The whole script, for a person with psql."""
-    head = _HEAD.format(lock=_LOCK, version=version())
+    head = _HEAD.format(lock=_LOCK, timeout=_LOCK_TIMEOUT, version=version())
     return "\n".join((head, *_files(), "COMMIT;\n"))
 
 
@@ -82,19 +83,20 @@ def initialise(connection: Connection) -> list[str]:
     changed and no right to create is needed. `connection` must be outside a transaction. Raises
     SchemaMissing when the database belongs to a newer Helena, DatabaseRefused, DatabaseUnreachable.
     """
-    with _notices(connection):
-        try:
+    try:
+        with connection.transaction():
             found, tables = _state(connection)
-            if found == version() and len(tables) == len(TABLES):
-                return []
-            with connection.transaction():
-                connection.execute("SET LOCAL lock_timeout = '10s'")
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-                found, tables = _state(connection)
-                for file in _files():
-                    connection.execute(file)
-        except psycopg.Error as error:
-            raise _explain(error) from error
+        if found == version() and len(tables) == len(TABLES):
+            return []
+        with _notices(connection), connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", [_LOCK_TIMEOUT])
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+            # Another process may have been faster.
+            found, tables = _state(connection)
+            for file in _files():
+                connection.execute(file)
+    except psycopg.Error as error:
+        raise _explain(error) from error
     created = [] if found == version() else [f"schema helena, version {version()}"]
     return created + [f"table {name}" for name in TABLES if name not in tables]
 
@@ -135,9 +137,13 @@ def _refuse_other(found: int) -> None:
 
 def _state(connection: Connection) -> tuple[int, frozenset[str]]:
     """The version of the schema `helena` (0: absent), and which tables the search path finds."""
+    # Reading pg_class, and only once in a transaction: taking its lock is what makes a session hear
+    # of tables made by others while it waited for the advisory lock. to_regclass alone would go on
+    # answering from its cache that there is none.
     rows = connection.execute(
-        "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL",
-        [["helena.meta", *TABLES]],
+        "SELECT relname FROM pg_class WHERE relname = ANY(%s) AND pg_table_is_visible(oid)"
+        " UNION ALL SELECT 'helena.meta' WHERE to_regclass('helena.meta') IS NOT NULL",
+        [list(TABLES)],
     ).fetchall()
     present = frozenset(str(row[0]) for row in rows)
     found = 0
@@ -169,10 +175,4 @@ def _explain(error: psycopg.Error) -> HelenaError:
     explained = translate(error)
     if error.sqlstate == "42501":
         return DatabaseRefused(str(explained), remedy=_BY_HAND, sqlstate=error.sqlstate)
-    if error.sqlstate == "55P03":
-        return DatabaseRefused(
-            "Another process holds a lock that the creation of the tables needs.",
-            remedy="Look at it with: helena status; then run helena init again.",
-            sqlstate=error.sqlstate,
-        )
     return explained

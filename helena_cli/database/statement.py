@@ -14,9 +14,9 @@ from psycopg.types.json import Json
 from helena_cli.batch.plan import Mode
 from helena_cli.batch.table import Column, Table
 
-# The update comes first because ON CONFLICT checks NOT NULL and CHECK on the whole new row before it
-# looks for the old one, and takes a value from the sequence of every default. It is left with the
-# case that somebody else inserts the key at the same moment.
+# The update comes first because ON CONFLICT checks NOT NULL and CHECK on the whole new row before
+# it looks for the old one, and takes a value from the sequence of every default. It is left with
+# the case that somebody else inserts the key at the same moment.
 _UPSERT = """\
 WITH r AS (SELECT * FROM json_to_recordset($1) AS r({types})),
      u AS (UPDATE {table} AS t SET {assign} FROM r WHERE {match} RETURNING {t_key})

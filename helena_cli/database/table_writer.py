@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 import psycopg
 from msgspec import Struct
 
-from helena_cli.batch.flush import FlushFailed, Verdict, Waiting
+from helena_cli.batch import plan
+from helena_cli.batch.flush import Verdict, Waiting
 from helena_cli.batch.operation import Operation
-from helena_cli.batch.plan import Blocked, Group, Mode, Reader, Row, Step, arrange, by_key, unmerge
-from helena_cli.batch.table import ForeignKey, Special, Table
-from helena_cli.database import catalog, failure, statement
+from helena_cli.batch.plan import Blocked, Group, Mode, Row
+from helena_cli.batch.reading import Columns, Reader, Step
+from helena_cli.batch.table import ForeignKey, Table
+from helena_cli.database import catalog, equality, failure, statement
 from helena_cli.database.failure import Failure
 from helena_cli.database.transaction import Transaction
 
@@ -44,6 +46,14 @@ class Written(Struct):
     held: list[Verdict] = []
     rows: int = 0
 
+    def add(self, other: "Written") -> None:
+        """Take in what became of the operations of another table."""
+        self.written += other.written
+        self.coalesced += other.coalesced
+        self.dead += other.dead
+        self.held += other.held
+        self.rows += other.rows
+
 
 class TableWriter:
     """Writes into one table within one transaction.
@@ -69,7 +79,7 @@ class TableWriter:
         self._hold = hold
         self._blame_rows = blame_rows
         self._blocked = Blocked(self._reader)
-        self._statements: dict[tuple[Mode, tuple[str, ...], int | None], bytes] = {}
+        self._statements: dict[tuple[Mode, Columns, int | None], bytes] = {}
         self._group: Group | None = None
         self._permitted: bool | None = None
         self.result = Written()
@@ -83,10 +93,10 @@ class TableWriter:
         if dead:
             self._confirm()
         self.result.dead += dead
-        self._decide_keys(steps)
-        plan = arrange(self._reader, steps, self._blocked)
-        self.result.held += plan.held
-        for group in plan.groups:
+        equality.decide(self._transaction, self._table, steps, self._judge)
+        arranged = plan.arrange(self._reader, steps, self._blocked)
+        self.result.held += arranged.held
+        for group in arranged.groups:
             self._group, self._permitted = group, None
             self._write(group.rows)
         return self.result
@@ -104,39 +114,46 @@ class TableWriter:
             self._write(rows[:middle])
             self._write(rows[middle:])
         elif any(row.merged for row in rows):
-            for originals in unmerge(rows):
+            for originals in plan.unmerge(rows):
                 self._write(originals)
         else:
             for row in rows:
-                self._refuse(row.steps[0], error)
+                self._refuse(row.first, error)
 
-    def _send(self, rows: Sequence[Row]) -> psycopg.Error | None:
+    def _send(self, rows: Sequence[Row], *, undo: bool = False) -> psycopg.Error | None:
         """One statement under a savepoint; the error that undid it."""
         try:
             with self._transaction.savepoint():
                 self._execute(rows)
+                if undo:
+                    raise Undo
+        except Undo:
+            return None
         except psycopg.Error as error:
             return error
         return None
 
     def _execute(self, rows: Sequence[Row]) -> None:
         row = rows[0]
-        form = (row.mode, row.columns, row.steps[0].key)
+        form = (row.mode, row.columns, row.first.key)
         query = self._statements.get(form)
         if query is None:
             key = None if form[2] is None else self._table.keys[form[2]]
-            composed = statement.write(self._table, row.mode, row.columns, key)
+            composed = statement.write(self._table, row.mode, row.columns.names, key)
             self._statements[form] = query = self._transaction.compose(composed)
-        data = [self._reader.data(row) for row in by_key(rows)]
+        data = [plan.data(self._reader, row) for row in plan.by_key(rows)]
         self._transaction.execute(query, [statement.rows(data)])
 
     def _record(self, rows: Sequence[Row]) -> None:
         result = self.result
         result.rows += len(rows)
         for row in rows:
-            *merged, last = row.steps
-            result.written.append(last.operation.id)
-            result.coalesced += [step.operation.id for step in merged]
+            if not row.merged:
+                result.written.append(row.first.operation.id)
+            else:
+                *merged, last = row.steps
+                result.written.append(last.operation.id)
+                result.coalesced += [step.operation.id for step in merged]
 
     def _unblocked(self, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows that need not wait for an operation that was put back a moment ago."""
@@ -147,11 +164,10 @@ class TableWriter:
             verdicts = [self._blocked.check(step) for step in row.steps]
             self.result.held += [verdict for verdict in verdicts if verdict]
             steps = [s for s, verdict in zip(row.steps, verdicts, strict=True) if not verdict]
-            if len(steps) == len(row.steps):
+            if len(steps) == len(verdicts):
                 free.append(row)
             elif steps:
-                columns = self._reader.union(steps)
-                self._write([Row(steps, columns, row.mode, row.segment, row.wave)])
+                self._write([plan.part(self._reader, row, steps)])
         return free
 
     def _judge(self, error: psycopg.Error) -> Failure:
@@ -184,17 +200,11 @@ class TableWriter:
 
     def _is_forbidden(self, row: Row) -> bool:
         """Try one row alone and undo it."""
-        try:
-            with self._transaction.savepoint():
-                self._execute([row])
-                raise Undo
-        except Undo:
-            return False
-        except psycopg.Error as error:
-            found = failure.classify(error.sqlstate)
-            if found is Failure.TRANSIENT:
-                raise failure.flush_failed(error) from error
-            return found is Failure.PERMISSION
+        error = self._send([row], undo=True)
+        found = failure.classify(error.sqlstate) if error else None
+        if error and found is Failure.TRANSIENT:
+            raise failure.flush_failed(error)
+        return found is Failure.PERMISSION
 
     def _refuse(self, step: Step, error: psycopg.Error) -> None:
         """The error concerns this operation alone."""
@@ -210,7 +220,7 @@ class TableWriter:
         self.result.dead.append(failure.verdict(operation, error, parent))
 
     def _violated(self, error: psycopg.Error) -> ForeignKey | None:
-        """The foreign key that lacks its parent row; None when it is this row that is referenced."""
+        """The foreign key that lacks its parent row; None when this row is the parent."""
         names = error.diag.schema_name, error.diag.table_name, error.diag.constraint_name
         schema, table, constraint = (name or "" for name in names)
         if (schema, table) == (self._table.schema, self._table.name):
@@ -218,29 +228,3 @@ class TableWriter:
             return own[0] if own else None
         found = catalog.foreign_key(self._transaction, schema, table, constraint)
         return None if found is None or found.parent == self._table.oid else found
-
-    def _decide_keys(self, steps: Sequence[Step]) -> None:
-        """Ask the database which keys are equal, where Python cannot know."""
-        keys = {step.key for step in steps if step.value is Special.UNDECIDED}
-        for key in keys:
-            if key is not None:
-                some = [s for s in steps if s.key == key and s.value is not Special.BAD]
-                self._mark_bad(key, some)
-                good = [step for step in some if step.value is not Special.BAD]
-                if len(good) < len(some) and not self._rank(key, good):
-                    raise FlushFailed("the keys can be read one by one but not together")
-
-    def _mark_bad(self, key: int, steps: Sequence[Step]) -> None:
-        """Rank these keys, or find out which of them are no values of their types."""
-        if self._rank(key, steps):
-            return
-        if len(steps) == 1:
-            steps[0].value = Special.BAD
-            return
-        middle = len(steps) // 2
-        self._mark_bad(key, steps[:middle])
-        self._mark_bad(key, steps[middle:])
-
-    def _rank(self, key: int, steps: Sequence[Step]) -> bool:
-        """Give equal keys equal numbers. False when one of them cannot be read."""
-        query, parameter = self._reader.rank_question(key, steps)

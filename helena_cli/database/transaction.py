@@ -43,11 +43,15 @@ class Transaction:
         ]
 
     def execute(
-        self, query: bytes | sql.Composable, parameters: list[Any] | None = None
+        self, query: bytes, parameters: list[Any] | None = None
     ) -> psycopg.RawCursor[TupleRow]:
         """Execute one statement with $1 … as its parameters; its rows are there until the next."""
         self._catch_up()
         return self._cursor.execute(query, parameters, prepare=False)
+
+    def compose(self, query: sql.Composable) -> bytes:
+        """The text of a query, to be used more than once."""
+        return query.as_bytes(self._cursor)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -66,7 +70,7 @@ class Transaction:
             self._depth -= 1
 
     def commit(self) -> None:
-        """Commit. Raises FlushFailed when the server rolled back instead: it says so in a tag only."""
+        """Commit. Raises FlushFailed when the server rolls back instead: it calls that no error."""
         self._catch_up()
         if self._cursor.execute(b"COMMIT", prepare=False).statusmessage != "COMMIT":
             raise FlushFailed("the server rolled the transaction back instead of committing it")

@@ -103,29 +103,14 @@ def extract(source: Source, settings: DocumentSettings) -> Document:
     fields = {key.lower(): value for key, value in matter.fields.items()}
     rules = compile_rules(settings.rules)
     name = source.path.rpartition("/")[2]
-    title = _scalar(fields, "title", limit=_TITLE_CHARS) or _heading(matter.body)
-    title = title or name.rpartition(".")[0] or name
-    title = " ".join(title[:_TITLE_CHARS].split())
+    title = _title(fields, matter.body, name)
     classification, doubt = _classification(fields, rules, source.path)
     error = "; ".join(part for part in (problem, matter.error, doubt) if part) or None
-    doc_id = document_id(source.namespace, source.path)
-    metadata: dict[str, Any] = {
-        "title": title,
-        "path": source.path,
-        "namespace": source.namespace,
-        "preview": matter.body[: settings.preview_chars],
-        "line_count": text.count("\n") + (not text.endswith("\n") if text else 0),
-        "word_count": len(matter.body.split()),
-        "links": _links(matter.body),
-        "front_matter": matter.fields,
-        "modified_ns": source.modified_ns,
-        "changed_ns": source.changed_ns,
-        "read_ns": source.read_ns,
-    }
-    if len(source.content) < source.size:
-        metadata["analysed_bytes"] = len(source.content) if text else 0
+    metadata = _metadata(source, text, matter, settings.preview_chars)
+    metadata["title"] = title
     if error:
         metadata["extraction_error"] = error
+    doc_id = document_id(source.namespace, source.path)
     row = {
         "es_index": settings.index,
         "es_doc_id": doc_id,
@@ -143,6 +128,26 @@ def extract(source: Source, settings: DocumentSettings) -> Document:
         "metadata": metadata,
     }
     return Document(doc_id=doc_id, title=title, row=row, error=error)
+
+
+def _metadata(
+    source: Source, text: str, matter: front_matter.FrontMatter, preview_chars: int
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "namespace": source.namespace,
+        "path": source.path,
+        "preview": matter.body[:preview_chars],
+        "line_count": text.count("\n") + (not text.endswith("\n") if text else 0),
+        "word_count": len(matter.body.split()),
+        "links": _links(matter.body),
+        "front_matter": matter.fields,
+        "modified_ns": source.modified_ns,
+        "changed_ns": source.changed_ns,
+        "read_ns": source.read_ns,
+    }
+    if len(source.content) < source.size:
+        metadata["analysed_bytes"] = len(source.content) if text else 0
+    return metadata
 
 
 def _text(source: Source, max_bytes: int) -> tuple[str, str | None]:
@@ -187,6 +192,12 @@ def _decode_marked(content: bytes, codec: str, *, complete: bool) -> tuple[str, 
 def _is_binary(content: bytes) -> bool:
     """More than a tenth of control characters."""
     return len(content) - len(content.translate(None, _CONTROLS)) > len(content) / 10
+
+
+def _title(fields: Mapping[str, Any], body: str, name: str) -> str:
+    """What the front matter says, else the first heading, else the file's name."""
+    title = _scalar(fields, "title", limit=_TITLE_CHARS) or _heading(body)[:_TITLE_CHARS]
+    return " ".join(title.split()) or name.rpartition(".")[0] or name
 
 
 def _heading(body: str) -> str:

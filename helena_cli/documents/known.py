@@ -14,7 +14,7 @@ from helena_cli.documents.scan import Found
 #: stamps: those of some file systems are two seconds coarse. Nanoseconds.
 SETTLED_NS = 2_000_000_000
 
-#: es_doc_id, sha256, file_size, and modified_ns, changed_ns, read_ns and deleted_at of the metadata.
+#: es_doc_id, sha256, file_size; of the metadata modified_ns, changed_ns, read_ns and deleted_at.
 Row = tuple[str, str | None, int | None, str | None, str | None, str | None, str | None]
 
 
@@ -83,9 +83,9 @@ class _Queued(Struct, gc=False):
     """What a queued operation says of a document; UNSET where it says nothing."""
 
     es_doc_id: str
-    sha256: str | None | UnsetType = UNSET
-    file_size: int | None | UnsetType = UNSET
-    metadata: _Metadata | None | UnsetType = UNSET
+    sha256: str | UnsetType | None = UNSET
+    file_size: int | UnsetType | None = UNSET
+    metadata: _Metadata | UnsetType | None = UNSET
 
 
 _decode_queued = msgspec.json.Decoder(_Queued).decode

@@ -1,14 +1,253 @@
 """Compare what is on the disk with what is known, and queue the difference.
 
-This is the one way into the database for documents: a command, a file event and the periodic rescan
+This is the one way of documents into the database: a command, a file event and the periodic rescan
 all come here, with more or fewer paths. Nothing here asks, prints or deletes.
 """
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import batched
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from msgspec import Struct
+
+from helena_cli.config import DocumentSettings
+from helena_cli.documents import announce, missing, scan
+from helena_cli.documents.extract import TABLE, document_id, extract
+from helena_cli.documents.known import Known, Queue, Registry, State
+from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Triple
+from helena_cli.documents.roots import Target, place
+from helena_cli.documents.rules import compile_rules
+from helena_cli.documents.scan import Filter, Found, Unreadable
+
+__all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile"]
+
+logger = logging.getLogger(__name__)
+
+#: Documents between two calls of `progress`.
+_PROGRESS_STEP = 100
+
+#: Documents found so far, how many there are if that is known, and where the scan is.
+Progress = Callable[[int, int | None, str], None]
+
+
+class Options(TypedDict, total=False):
+    """How `reconcile` may be varied."""
+
+    #: Look and count, but claim and queue nothing.
+    dry_run: bool
+    #: Mark missing documents even when they are suspiciously many.
+    allow_missing: bool
+    progress: Progress | None
+
+
+class Report(Struct, frozen=True):
+    """What a run found: found = new + changed + unchanged + failed."""
+
+    found: int
+    new: int
+    changed: int
+    unchanged: int
+    #: Known documents that are gone now, marked or not.
+    missing: int
+    #: Documents for which nothing could be queued.
+    failed: int
+    #: What is wrong with files that failed, files that have a row all the same, and folders.
+    failures: tuple[Failure, ...]
+    #: Of the missing ones: those that were not marked, because of the settings or for safety.
+    unmarked: int = 0
+    #: Folders that could not be judged: unreadable, absent, empty, or with too many missing.
+    incomplete: int = 0
+    #: Filled in by whoever prunes: deleted documents, and the usage rows that went with them.
+    pruned: int = 0
+    usage_rows: int = 0
+
+
+def reconcile(
+    paths: Sequence[Path],
+    *,
+    settings: DocumentSettings,
+    host: str,
+    registry: Registry,
+    queue: Queue,
+    **options: Unpack[Options],
+) -> Report:
+    """Queue what is needed to make the database agree with these folders and files.
+
+    A path that does not exist, inside of a root, is a deletion. A run that finds no change queues
+    nothing. Raises UsageError for a path that is neither there nor known, ConfigurationError and
+    NamespaceClaimed before anything was queued, SpoolFull or SpoolUnavailable in the middle.
+    """
+    targets = place(paths, settings, registry.roots(host))
+    compile_rules(settings.rules)
+    filters = [Filter(target.folder, settings) for target in targets]
+    dry_run = options.get("dry_run", False)
+    for target in targets:
+        if not target.claimed and target.folder.is_dir():
+            registry.claim(target.namespace, host, target.key, dry_run=dry_run)
+    state = State(registry, queue, frozenset(target.namespace for target in targets))
+    run = _Run(settings, state, Outbox(queue, dry_run=dry_run), options)
+    for target, documents in zip(targets, filters, strict=True):
+        run.settle(target, documents)
+    report = run.finish()
+    if run.changes and settings.announce != "none" and not dry_run:
+        queue.extend(run.announcement(report, targets))
+    return report
+
+
+class _Run:
+    """One pass over some roots, and its counts."""
+
+    def __init__(
+        self, settings: DocumentSettings, state: State, outbox: Outbox, options: Options
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._outbox = outbox
+        self._allow_missing = options.get("allow_missing", False)
+        self._progress = options.get("progress")
+        self._found = self._unchanged = self._unreadable = 0
+        self._unmarked = self._incomplete = 0
+        self._notes: list[Failure] = []
+
+    @property
+    def changes(self) -> int:
+        return self._outbox.counts.total()
+
+    def settle(self, target: Target, documents: Filter) -> None:
+        """Bring one root, or parts of it, up to date."""
+        standing = missing.look(target)
+        if standing is missing.Standing.ABSENT:
+            self._note_folder(target, "", standing.value)
+            return
+        known = self._state.documents(target.namespace)
+        living = sum(not document.deleted for document in known.values())
+        unjudged: list[str] = []
+        for within in target.within:
+            for found in _documents(target, within, documents):
+                if isinstance(found, Unreadable):
+                    self._note_folder(target, found.path, found.reason)
+                    unjudged.append(found.path)
+                else:
+                    self._document(target, found, known)
+        self._outbox.flush()
+        gone = missing.find(target, known, unjudged)
+        allowed = self._allow_missing or self._settings.on_missing == "ignore"
+        doubt = missing.doubt(target, standing, len(gone), living, allowed=allowed)
+        self._judge(target, gone, doubt)
+
+    def finish(self) -> Report:
+        """Queue the rest and count."""
+        self._outbox.flush()
+        self._report_progress("")
+        counts = self._outbox.counts
+        return Report(
+            found=self._found,
+            new=counts["new"],
+            changed=counts["changed"],
+            unchanged=self._unchanged,
+            missing=counts["missing"] + self._unmarked,
+            failed=self._unreadable + len(self._outbox.failures),
+            failures=(*self._notes, *self._outbox.failures),
+            unmarked=self._unmarked,
+            incomplete=self._incomplete,
+        )
+
+    def announcement(self, report: Report, targets: Sequence[Target]) -> list[Triple]:
+        """The message that sums the run up, unless each document has its own; and the context."""
+        names = ("found", "new", "changed", "unchanged", "missing", "failed")
+        counts = {name: int(getattr(report, name)) for name in names}
+        namespaces = {target.namespace for target in targets}
+        message, context = announce.batch(counts, namespaces, datetime.now(UTC))
+        return [message, context] if self._settings.announce == "batch" else [context]
+
+    def _document(self, target: Target, found: Found, known: dict[str, Known]) -> None:
+        earlier = known.pop(document_id(target.namespace, found.path), None)
+        if earlier is not None and earlier.is_surely(found):
+            self._count(found, unchanged=True)
+            return
+        try:
+            source = scan.read(found, target.namespace, max_bytes=self._settings.max_bytes)
+        except OSError as error:
+            self._unreadable += 1
+            self._count(found)
+            self._notes.append(Failure(_full(target, found.path), error.strerror or str(error)))
+            return
+        if source is None:
+            # It vanished after it was listed. It may be on its way back: the next run judges.
+            return
+        if earlier is not None and not earlier.deleted and source.sha256 == earlier.sha256:
+            self._count(found, unchanged=True)
+            return
+        document = extract(source, self._settings)
+        change: Change = "new" if earlier is None else "changed"
+        operations: tuple[Triple, ...] = (("insert", TABLE, document.row),)
+        path = _full(target, found.path)
+        operations += self._message(change, document.doc_id, document.title)
+        self._outbox.add(Item(change, path, operations, len(source.content)))
+        self._count(found)
+        if document.error:
+            self._notes.append(Failure(path, document.error))
+
+    def _count(self, found: Found, *, unchanged: bool = False) -> None:
+        self._found += 1
+        self._unchanged += unchanged
+        if self._found % _PROGRESS_STEP == 0:
+            self._report_progress(found.path)
+
+    def _report_progress(self, where: str) -> None:
+        if self._progress is not None:
+            self._progress(self._found, None, where)
+
+    def _judge(self, target: Target, gone: Sequence[str], doubt: str) -> None:
+        """Mark what is missing, unless there is a doubt or the settings say otherwise."""
+        if not gone:
+            return
+        if doubt:
+            reason = f"{len(gone):,} known documents are missing, none was marked: {doubt}"
+            self._note_folder(target, "", reason)
+        if doubt or self._settings.on_missing == "ignore":
+            self._unmarked += len(gone)
+            return
+        for start in range(0, len(gone), CHUNK):
+            self._mark(target, gone[start : start + CHUNK])
+
+    def _mark(self, target: Target, doc_ids: Sequence[str]) -> None:
+        """Queue the mark. The column is replaced as a whole, so the mark carries all of it."""
+        now = datetime.now(UTC)
+        # One whose row has gone meanwhile needs no mark.
+        for doc_id, known in self._state.metadata(doc_ids).items():
+            metadata = {**known, "deleted_at": now}
+            row = {"es_doc_id": doc_id, "metadata": metadata}
+            title = str(metadata.get("title") or doc_id)
+            operations = (("update", TABLE, row), *self._message("missing", doc_id, title))
+            path = _full(target, doc_id.partition(":")[2])
+            self._outbox.add(Item("missing", path, operations))
+        self._outbox.flush()
+
+    def _message(self, change: Change, doc_id: str, title: str) -> tuple[Triple, ...]:
+        if self._settings.announce != "document":
+            return ()
+        return (announce.document(change, doc_id, title, datetime.now(UTC)),)
+
+    def _note_folder(self, target: Target, path: str, reason: str) -> None:
+        self._incomplete += 1
+        self._notes.append(Failure(_full(target, path), reason))
+        logger.warning("%s: %s", _full(target, path), reason)
+
+
+def _documents(target: Target, within: str, documents: Filter) -> Iterator[Found | Unreadable]:
+    """What is at a path of a root: the documents of a folder, a single one, or nothing."""
+    path = target.folder / within
+    if within and documents.ignores_any_part(within):
+        return
+    if os.path.isdir(path) and not (within and path.is_symlink()):
+        yield from scan.walk(target.folder, within, documents=documents, others=target.others)
+    elif documents.is_document(path.name):
+        yield from scan.look(target.folder, within)
+
+
+def _full(target: Target, path: str) -> str:
+    return f"{target.key}/{path}" if path else target.key

@@ -1,7 +1,7 @@
 """Which root, and so which namespace, a path belongs to.
 
-A root is a folder whose documents share a namespace: `namespace:relative/path.md`. A path belongs to
-the innermost root that contains it, so no file ever has two identifiers.
+A root is a folder whose documents share a namespace: `namespace:relative/path.md`. A path belongs
+to the innermost root that contains it, so no file ever has two identifiers.
 """
 
 import logging

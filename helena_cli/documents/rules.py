@@ -86,7 +86,7 @@ def _first(rules: Sequence[tuple[str, Matcher]], path: str) -> str | None:
 
 
 def _matcher(pattern: str) -> Matcher:
-    """Whether a pattern occurs. Plain words are looked for without `re`, which is ten times as fast."""
+    """Whether a pattern occurs. Plain words are looked for without `re`: ten times as fast."""
     if any(character in r".^$*+?{}[]\()" for character in pattern):
         return re.compile(pattern).search
     first, *others = pattern.split("|")

@@ -9,7 +9,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pathspec
@@ -104,7 +105,10 @@ class Filter:
         return name.lower().endswith(self._extensions)
 
     def ignores(self, path: str) -> bool:
-        """Whether this path is ignored; relative and escaped, a folder ends with a slash."""
+        """Whether this relative path is ignored; a folder ends with a slash."""
+        if not path.isascii():
+            # The engine that matches may want valid text.
+            path = os.fsencode(path).decode(errors="backslashreplace")
         return self._ignored.match_file(path)
 
     def ignores_any_part(self, path: str) -> bool:
@@ -116,13 +120,13 @@ class Filter:
 
 def _ignore_lines(root: Path) -> Sequence[str]:
     try:
-        content = (root / IGNORE_FILE).read_bytes() if (root / IGNORE_FILE).is_file() else b""
-    except OSError as error:
+        content = (root / IGNORE_FILE).read_bytes() if os.path.isfile(root / IGNORE_FILE) else b""
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"{root / IGNORE_FILE} cannot be read: {error.strerror}.",
-            remedy="Make it readable, so that what it hides stays hidden; nothing was indexed.",
+            f"{root / IGNORE_FILE} cannot be read: {error}.",
+            remedy="Make it readable, as UTF-8, so that what it hides stays hidden.",
         ) from error
-    text = content.decode("utf-8-sig", "surrogateescape")
     return [line.rstrip("\r") for line in text.split("\n")]
 
 
@@ -162,38 +166,44 @@ def walk(
         below = []
         for entry in entries:
             path = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if entry.path not in others and not documents.ignores(f"{escape(path)}/"):
+            if _is_folder(entry):
+                if entry.path not in others and not documents.ignores(f"{path}/"):
                     below.append(path)
-            elif documents.is_document(entry.name) and not documents.ignores(escape(path)):
-                yield from _document(entry, path, inside)
+            elif documents.is_document(entry.name) and not documents.ignores(path):
+                yield from _document(entry.path, path, inside, entry.stat)
         pending.extend(reversed(below))
 
 
 def look(root: Path, within: str) -> Iterator[Found]:
     """The one document at a path inside of a root, if there is one."""
-    folder, name = os.path.split(os.path.join(root, within))
+    file = os.path.join(root, within)
+    yield from _document(file, within, os.path.join(root, ""), partial(os.stat, file))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        with os.scandir(folder) as listing:
-            entry = next((entry for entry in listing if entry.name == name), None)
+        return entry.is_dir(follow_symlinks=False)
     except OSError:
-        return
-    if entry is not None:
-        yield from _document(entry, within, os.path.join(root, ""))
+        # A file system that does not tell kinds, in a folder that may not be searched.
+        return False
 
 
-def _document(entry: os.DirEntry[str], path: str, inside: str) -> Iterator[Found]:
+def _document(
+    file: str, path: str, inside: str, facts_of: Callable[..., os.stat_result]
+) -> Iterator[Found]:
     """A regular file, or a link to one inside of the root; a dangling link is nothing."""
     try:
-        file = entry.path
-        if entry.is_symlink():
+        facts = facts_of(follow_symlinks=False)
+        if stat.S_ISLNK(facts.st_mode):
             file = os.path.realpath(file)
             if not file.startswith(inside):
                 return
             facts = os.lstat(file)
-        else:
-            facts = entry.stat(follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return
     except OSError:
+        # It is there, and nothing else is known; reading it will say why.
+        yield Found(file, escape(path), -1, 0, 0)
         return
     if stat.S_ISREG(facts.st_mode):
         yield Found(file, escape(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import frontmatter
@@ -56,7 +57,7 @@ def plain_loop(dsn: str, folder: Path) -> int:
                 document = f"plain:{path.relative_to(folder)}"
                 digest = hashlib.sha256(content).hexdigest()
                 facts = {"title": metadata.get("title"), "preview": text[:500]}
-                tags = list(metadata.get("tags", []))
+                tags = metadata.get("tags") or []
                 rows.append((document, name, len(content), digest, tags, json.dumps(facts)))
                 if len(rows) == 500:
                     _upsert(connection, rows)
@@ -66,7 +67,7 @@ def plain_loop(dsn: str, folder: Path) -> int:
     return int(found[0]) if found else 0
 
 
-def _upsert(connection: psycopg.Connection, rows: list[tuple[object, ...]]) -> None:
+def _upsert(connection: psycopg.Connection, rows: Sequence[tuple[object, ...]]) -> None:
     connection.execute(
         "CREATE TEMP TABLE IF NOT EXISTS staged (es_doc_id text, filename text, file_size bigint,"
         " sha256 text, tags text[], metadata jsonb) ON COMMIT DELETE ROWS"
@@ -75,8 +76,9 @@ def _upsert(connection: psycopg.Connection, rows: list[tuple[object, ...]]) -> N
         for row in rows:
             copy.write_row(row)
     connection.execute(
-        "INSERT INTO es_document_references (es_index, es_doc_id, filename, file_size, sha256, tags,"
-        " metadata) SELECT 'osint_reports_pdf', * FROM staged ON CONFLICT (es_doc_id) DO UPDATE SET"
+        "INSERT INTO es_document_references (es_index, es_doc_id, filename, file_size, sha256,"
+        " tags, metadata) SELECT 'osint_reports_pdf', * FROM staged"
+        " ON CONFLICT (es_doc_id) DO UPDATE SET"
         " filename = EXCLUDED.filename, file_size = EXCLUDED.file_size, sha256 = EXCLUDED.sha256,"
         " tags = EXCLUDED.tags, metadata = EXCLUDED.metadata"
     )

@@ -17,20 +17,10 @@ Row = dict[str, Any]
 Way = Callable[[str, Sequence[Row], int], None]
 
 TABLE = "es_document_references"
-COLUMNS = [
-    "es_index",
-    "es_doc_id",
-    "doc_type",
-    "issuer",
-    "filename",
-    "file_size",
-    "sha256",
-    "indexed_at",
-    "data_classification",
-    "investigation_id",
-    "tags",
-    "metadata",
-]
+COLUMNS = (
+    *("es_index", "es_doc_id", "doc_type", "issuer", "filename", "file_size", "sha256"),
+    *("indexed_at", "data_classification", "investigation_id", "tags", "metadata"),
+)
 NAMES = ", ".join(COLUMNS)
 UPSERT = "ON CONFLICT (es_doc_id) DO UPDATE SET " + ", ".join(
     f"{column} = EXCLUDED.{column}" for column in COLUMNS if column != "es_doc_id"

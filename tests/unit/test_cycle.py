@@ -1,6 +1,7 @@
 """What the flusher does with each answer of a writer. The writer here only gives the answers."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -76,41 +77,60 @@ def spool(state_dir: Path, clock: Clock) -> Iterator[Spool]:
     spool.close()
 
 
-def make_cycle(spool: Spool, clock: Clock, *answers: Answer) -> tuple[Cycle, ScriptedWriter]:
-    writer = ScriptedWriter(*answers)
-    return Cycle(spool, writer, Policy(), clock=clock), writer
+MakeCycle = Callable[..., tuple[Cycle, ScriptedWriter]]
+
+
+@pytest.fixture
+def make_cycle(spool: Spool, clock: Clock) -> Iterator[MakeCycle]:
+    with ExitStack() as stack:
+
+        def make(*answers: Answer) -> tuple[Cycle, ScriptedWriter]:
+            writer = ScriptedWriter(*answers)
+            cycle = Cycle(spool, writer, Policy(), clock=clock)
+            stack.callback(cycle.close)
+            return cycle, writer
+
+        yield make
 
 
 def add(spool: Spool, count: int = 1, table: str = "notes") -> list[int]:
     return spool.extend(("insert", table, {"id": n}) for n in range(count))
 
 
-def test_nothing_is_flushed_before_the_interval_or_the_size(spool: Spool, clock: Clock) -> None:
-    cycle, writer = make_cycle(spool, clock, write_all)
+def test_nothing_is_flushed_before_the_interval_or_the_size(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, writer = make_cycle(write_all)
     add(spool, 99)
     clock.now += 4.9
     assert not cycle.turn()
     assert not writer.batches
 
 
-def test_the_hundredth_operation_is_flushed_at_once(spool: Spool, clock: Clock) -> None:
-    cycle, writer = make_cycle(spool, clock, write_all)
+def test_the_hundredth_operation_is_flushed_at_once(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, writer = make_cycle(write_all)
     add(spool, 100)
     assert cycle.turn()
     assert len(writer.batches[0].operations) == 100
     assert spool.conservation().written == 100
 
 
-def test_a_single_operation_is_flushed_after_the_interval(spool: Spool, clock: Clock) -> None:
-    cycle, _ = make_cycle(spool, clock, write_all)
+def test_a_single_operation_is_flushed_after_the_interval(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, _ = make_cycle(write_all)
     add(spool)
     clock.now += 5.0
     assert cycle.turn()
     assert spool.queue().total == 0
 
 
-def test_an_operation_stays_in_the_spool_while_flushes_fail(spool: Spool, clock: Clock) -> None:
-    cycle, _ = make_cycle(spool, clock, fail())
+def test_an_operation_stays_in_the_spool_while_flushes_fail(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, _ = make_cycle(fail())
     add(spool, 100)
     for _ in range(20):
         cycle.turn()
@@ -121,8 +141,10 @@ def test_an_operation_stays_in_the_spool_while_flushes_fail(spool: Spool, clock:
     assert spool.flushes().failures == 20
 
 
-def test_after_a_failure_the_next_try_waits_for_its_time(spool: Spool, clock: Clock) -> None:
-    cycle, writer = make_cycle(spool, clock, fail())
+def test_after_a_failure_the_next_try_waits_for_its_time(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, writer = make_cycle(fail())
     add(spool, 100)
     cycle.turn()
     cycle.turn()
@@ -130,9 +152,9 @@ def test_after_a_failure_the_next_try_waits_for_its_time(spool: Spool, clock: Cl
 
 
 def test_a_statement_that_takes_too_long_is_tried_again_with_half(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
-    cycle, writer = make_cycle(spool, clock, fail(halve=True, sqlstate="57014"), write_all)
+    cycle, writer = make_cycle(fail(halve=True, sqlstate="57014"), write_all)
     add(spool, 100)
     cycle.turn()
     clock.now += 100
@@ -141,9 +163,9 @@ def test_a_statement_that_takes_too_long_is_tried_again_with_half(
 
 
 def test_one_operation_that_always_takes_too_long_does_not_block_the_rest(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
-    cycle, _ = make_cycle(spool, clock, fail(halve=True, sqlstate="57014"))
+    cycle, _ = make_cycle(fail(halve=True, sqlstate="57014"))
     add(spool, 1)
     clock.now += 10
     for _ in range(5):
@@ -155,9 +177,9 @@ def test_one_operation_that_always_takes_too_long_does_not_block_the_rest(
 
 
 def test_an_unknown_sqlstate_is_blamed_on_the_row_only_after_some_tries(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
-    cycle, writer = make_cycle(spool, clock, fail(unknown=True, sqlstate="XX123"))
+    cycle, writer = make_cycle(fail(unknown=True, sqlstate="XX123"))
     add(spool, 100)
     for _ in range(6):
         cycle.turn()
@@ -165,12 +187,13 @@ def test_an_unknown_sqlstate_is_blamed_on_the_row_only_after_some_tries(
     assert [batch.blame_rows for batch in writer.batches] == [False] * 5 + [True]
 
 
-def test_the_nonce_stays_until_a_commit_is_known(spool: Spool, clock: Clock) -> None:
+def test_the_nonce_stays_until_a_commit_is_known(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
     def lose_the_answer(batch: Batch, _: object) -> Outcome:
-        spool.seal(batch.nonce, ["notes"], [])
         raise FlushFailed("connection lost")
 
-    cycle, writer = make_cycle(spool, clock, lose_the_answer, write_all, write_all)
+    cycle, writer = make_cycle(lose_the_answer, write_all, write_all)
     for _ in range(3):
         add(spool, 100)
         clock.now += 100
@@ -181,7 +204,9 @@ def test_the_nonce_stays_until_a_commit_is_known(spool: Spool, clock: Clock) -> 
     assert third.known_nonces["notes"] == {second.nonce}
 
 
-def test_a_waiting_lane_does_not_hold_up_the_others(spool: Spool, clock: Clock) -> None:
+def test_a_waiting_lane_does_not_hold_up_the_others(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
     def only_notes(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
         written = [o.id for o in batch.operations if o.table == "notes"]
         waiting = {"gone": Waiting('relation "gone" does not exist', "42P01")}
@@ -193,7 +218,7 @@ def test_a_waiting_lane_does_not_hold_up_the_others(spool: Spool, clock: Clock) 
             settled_tables=frozenset({"notes"} & here),
         )
 
-    cycle, writer = make_cycle(spool, clock, only_notes)
+    cycle, writer = make_cycle(only_notes)
     add(spool, 100), add(spool, 100, "gone")
     cycle.turn()
     add(spool, 100)
@@ -204,9 +229,11 @@ def test_a_waiting_lane_does_not_hold_up_the_others(spool: Spool, clock: Clock) 
     assert (lane.table, lane.operations, lane.sqlstate) == ("gone", 100, "42P01")
 
 
-def test_a_waiting_lane_is_probed_alone_and_flows_again(spool: Spool, clock: Clock) -> None:
+def test_a_waiting_lane_is_probed_alone_and_flows_again(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
     wait = Outcome("target", waiting={"gone": Waiting("not there", "42P01")})
-    cycle, writer = make_cycle(spool, clock, lambda *_: wait, write_all)
+    cycle, writer = make_cycle(lambda *_: wait, write_all)
     add(spool, 100, "gone")
     cycle.turn()
     add(spool, 100)
@@ -218,10 +245,10 @@ def test_a_waiting_lane_is_probed_alone_and_flows_again(spool: Spool, clock: Clo
 
 
 def test_after_lane_timeout_the_operations_of_a_lane_are_dead_letters(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
     wait = Outcome("target", waiting={"gone": Waiting("not there", "42P01")})
-    cycle, _ = make_cycle(spool, clock, lambda *_: wait)
+    cycle, _ = make_cycle(lambda *_: wait)
     add(spool, 700, "gone")
     cycle.turn()
     clock.now += 86_401
@@ -233,7 +260,8 @@ def test_after_lane_timeout_the_operations_of_a_lane_are_dead_letters(
 
 
 def orphans(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
-    held, dead = [], []
+    held: list[Verdict] = []
+    dead: list[Verdict] = []
     for operation in batch.operations:
         if operation.due:
             verdict = Verdict(operation.id, "23503", "no parent", "fk", "parents")
@@ -243,8 +271,10 @@ def orphans(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
     )
 
 
-def test_a_child_waits_a_minute_for_its_parent_and_is_dead_then(spool: Spool, clock: Clock) -> None:
-    cycle, _ = make_cycle(spool, clock, orphans)
+def test_a_child_waits_a_minute_for_its_parent_and_is_dead_then(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, _ = make_cycle(orphans)
     add(spool, 100)
     cycle.turn()
     assert spool.queue().total == 100
@@ -260,9 +290,9 @@ def test_a_child_waits_a_minute_for_its_parent_and_is_dead_then(spool: Spool, cl
 
 
 def test_a_child_waits_longer_while_operations_for_its_parents_table_wait(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
-    cycle, _ = make_cycle(spool, clock, orphans)
+    cycle, _ = make_cycle(orphans)
     add(spool, 100)
     cycle.turn()
     add(spool, 1, "parents")
@@ -274,13 +304,13 @@ def test_a_child_waits_longer_while_operations_for_its_parents_table_wait(
 
 
 def test_a_child_is_tried_again_as_soon_as_its_parents_table_moved(
-    spool: Spool, clock: Clock
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
     def parents_only(batch: Batch, _: object) -> Outcome:
         ids = tuple(o.id for o in batch.operations if o.table == "parents")
         return Outcome("target", written=ids, settled_tables=frozenset({"parents"}))
 
-    cycle, writer = make_cycle(spool, clock, orphans, parents_only, write_all)
+    cycle, writer = make_cycle(orphans, parents_only, write_all)
     add(spool, 100)
     cycle.turn()
     add(spool, 100, "parents")
@@ -290,15 +320,19 @@ def test_a_child_is_tried_again_as_soon_as_its_parents_table_moved(
     assert spool.queue().total == 0
 
 
-def test_a_forced_turn_flushes_what_would_have_waited(spool: Spool, clock: Clock) -> None:
-    cycle, _ = make_cycle(spool, clock, write_all)
+def test_a_forced_turn_flushes_what_would_have_waited(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, _ = make_cycle(write_all)
     add(spool)
     assert cycle.turn(force=True)
     assert spool.queue().total == 0
 
 
-def test_somebody_who_waits_for_a_flush_gets_it_at_once(spool: Spool, clock: Clock) -> None:
-    cycle, _ = make_cycle(spool, clock, write_all)
+def test_somebody_who_waits_for_a_flush_gets_it_at_once(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    cycle, _ = make_cycle(write_all)
     add(spool)
     through = spool.request_flush()
     assert cycle.turn()

@@ -133,5 +133,5 @@ def test_a_cell_keeps_its_own_style():
 
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]):
     with render.progress("Documents") as step:
-        step(1, 2)
+        step(1, None, "a.md")
     assert capsys.readouterr().err == ""

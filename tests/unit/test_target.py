@@ -1,4 +1,4 @@
-"""Which database the settings mean, its printable label, and the key that names the spool's file."""
+"""Which database the settings mean, how it is printed, and the key that names its spool."""
 
 import re
 from pathlib import Path

@@ -1,0 +1,145 @@
+"""What a run of `process-pending` has done: for programs, for a person, and as an exit code."""
+
+from typing import Any
+
+from msgspec import Struct, to_builtins
+
+from helena_cli.batch.ledger import Conservation, Flushes, Lane
+from helena_cli.cli import render
+from helena_cli.documents.prune import PrunePlan
+from helena_cli.documents.reconcile import Report
+from helena_cli.errors import ExitCode
+
+
+class Summary(Struct, frozen=True):
+    """One run. The counters before and after it are those of the whole host."""
+
+    #: None when no document was looked at.
+    report: Report | None
+    before: Conservation
+    after: Conservation
+    #: Flushes during this run.
+    flushes: int
+    #: The numbers of the last flushes, some of them perhaps earlier than this run.
+    recent: Flushes
+    #: Queued operations that have to wait: for their table, or for the row they refer to.
+    stuck: int
+    waiting: tuple[Lane, ...]
+    plan: PrunePlan | None
+    pruned: int
+    seconds: float
+    dry_run: bool
+    unreachable: bool
+    #: Where documents were to be looked at.
+    places: tuple[str, ...]
+    spool: str
+
+    def operations(self) -> dict[str, int]:
+        """What became of operations during this run, and how many are queued now."""
+        names = ("accepted", "written", "coalesced", "dead")
+        # A dead letter that somebody drops meanwhile must not make a count negative.
+        changes = {
+            name: max(0, getattr(self.after, name) - getattr(self.before, name)) for name in names
+        }
+        return {**changes, "remaining": self.after.spooled}
+
+    def exit_code(self) -> ExitCode:
+        """PARTIAL when a document or an operation of this run did not get where it should."""
+        report = self.report
+        incomplete = report is not None and (report.failed or report.incomplete)
+        stuck = self.operations()["dead"] or (self.stuck and not self.dry_run)
+        return ExitCode.PARTIAL if incomplete or stuck else ExitCode.DONE
+
+
+def show(summary: Summary, *, as_json: bool) -> None:
+    """The result on stdout, what is to be said about it on stderr."""
+    if as_json:
+        render.print_json(_document(summary))
+    else:
+        _print(summary)
+    if summary.unreachable and summary.after.spooled:
+        render.say(
+            f"Still queued: {render.many(summary.after.spooled, 'operation')}, in {summary.spool}. "
+            "The next helena process-pending, or any program that uses Helena, writes it."
+        )
+
+
+def _document(summary: Summary) -> dict[str, Any]:
+    """The contract with other programs: keys may be added, never renamed."""
+    report = summary.report
+    names = ("found", "new", "changed", "unchanged", "missing", "failed")
+    plan = summary.plan
+    return {
+        "documents": {name: getattr(report, name) if report else 0 for name in names},
+        "operation_files": {"found": 0, "accepted": 0, "failed": 0},
+        "backlog": {"found": 0, "applied": 0, "failed": 0},
+        "operations": summary.operations(),
+        "flushes": summary.flushes,
+        "seconds": round(summary.seconds, 3),
+        "failures": to_builtins(report.failures) if report else [],
+        "dry_run": summary.dry_run,
+        "prune": plan and {**to_builtins(plan), "deleted": summary.pruned},
+    }
+
+
+def _print(summary: Summary) -> None:
+    report = summary.report
+    facts = []
+    if summary.dry_run:
+        facts.append(("Dry run", "nothing was claimed, queued or written"))
+    if report is not None:
+        facts.append(("Documents", _documents(report)))
+    elif summary.places:
+        facts.append(("Documents", f"not looked at: {', '.join(summary.places)}"))
+    facts.append(("Operations", _operations(summary)))
+    if summary.flushes:
+        facts.append(("Flushes", _flushes(summary)))
+    if summary.plan is not None:
+        facts.append(("Prune", _prune(summary, summary.plan)))
+    facts.append(("Time", render.duration(summary.seconds)))
+    render.print_facts(facts)
+    if report is not None and report.failures:
+        render.print_heading("What is wrong with files and folders")
+        render.print_table(("path", "reason"), ((one.path, one.reason) for one in report.failures))
+    if summary.waiting:
+        render.print_heading("Tables that cannot be written now")
+        render.print_table(
+            ("table", "operations", "reason", "what to do"),
+            ((o.table, f"{o.operations:,}", o.reason, o.remedy) for o in summary.waiting),
+            right=("operations",),
+        )
+    if summary.operations()["dead"]:
+        render.say("The database refused operations. Why: helena dead-letters list")
+
+
+def _documents(report: Report) -> str:
+    text = (
+        f"{report.found:,} found: {report.new:,} new, {report.changed:,} changed, "
+        f"{report.unchanged:,} unchanged, {report.failed:,} failed; {report.missing:,} missing"
+    )
+    return f"{text}, {report.unmarked:,} of them not marked" if report.unmarked else text
+
+
+def _operations(summary: Summary) -> str:
+    if summary.dry_run:
+        return f"{render.many(summary.after.spooled, 'operation')} queued, and left so"
+    counts = summary.operations()
+    text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    return f"{text} ({summary.stuck:,} must wait)" if summary.stuck else text
+
+
+def _flushes(summary: Summary) -> str:
+    recent = summary.recent
+    return (
+        f"{summary.flushes:,}, p50 {render.milliseconds(recent.p50_ms)}, "
+        f"p99 {render.milliseconds(recent.p99_ms)}, "
+        f"{render.number(recent.operations_per_second)} operations/s"
+    )
+
+
+def _prune(summary: Summary, plan: PrunePlan) -> str:
+    if not plan.documents:
+        return "no document is marked as missing"
+    documents = render.many(len(plan.documents), "document")
+    rows = f"{documents} marked as missing, {render.many(plan.usage_rows, 'row')} of usage"
+    return f"{rows}; {summary.pruned:,} deleted" if summary.pruned else f"{rows}; none deleted"
