@@ -51,6 +51,10 @@ def room(module_or_path: str) -> str:
     return module_or_path.removeprefix("helena_cli.").replace("/", ".").split(".")[0]
 
 
+def test_every_module_has_a_room():
+    assert {room(name.removesuffix(".py")) for name in TREES} <= {*FLOOR, "__init__", "__main__"}
+
+
 def test_imports_go_down_only():
     up = [
         f"{name} imports {module}"

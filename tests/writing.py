@@ -38,8 +38,10 @@ def always(operation: Operation, parent: str) -> bool:
 class Desk:
     """Queues operations and flushes them through a real writer, as the engine does."""
 
-    def __init__(self, dsn: str, *, spool_id: str = "spool", first_id: int = 1) -> None:
+    def __init__(self, dsn: str, *, spool_id: str = "spool", through: str = "") -> None:
+        """`through` is the conninfo that the writer uses, by default `dsn` too."""
         self.dsn = dsn
+        self.through = through or dsn
         self.spool_id = spool_id
         self.pending: dict[int, Operation] = {}
         self.nonces: defaultdict[str, set[str]] = defaultdict(set)
@@ -47,14 +49,14 @@ class Desk:
         self.connected: list[str] = []
         self.sealed: list[Outcome] = []
         self.writer = PostgresWriter(self.connect, host="test")
-        self.next_id = first_id
+        self.next_id = 1
         self.flushes = 0
         self.admin = psycopg.connect(dsn, autocommit=True)
 
     def connect(self, purpose: str) -> psycopg.Connection[Any]:
         self.connected.append(purpose)
         return Counting.connect(
-            self.dsn,
+            self.through,
             autocommit=True,
             prepare_threshold=None,
             application_name=f"helena {purpose}",

@@ -16,7 +16,6 @@ Kind = Literal["insert", "update", "message"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
-_INT64 = range(-(2**63), 2**64)
 
 
 class Operation(msgspec.Struct, frozen=True, gc=False):
@@ -121,7 +120,8 @@ def _plain(value: Any, path: str) -> Any:
 def _text(value: str, path: str) -> str:
     if not value.isascii() or "\0" in value:
         _check_text(value, path)
-    return str(value)
+    # The text itself: str() of an enumeration's member is its name.
+    return str.__str__(value)
 
 
 def _check_text(value: str, path: str) -> None:
@@ -134,10 +134,13 @@ def _check_text(value: str, path: str) -> None:
 
 
 def _integer(value: int, path: str) -> Any:
-    if value in _INT64:
-        return int(value)
+    number = int(value)
+    return number if -(2**63) <= number < 2**64 else msgspec.Raw(_digits(number, path).encode())
+
+
+def _digits(number: int, path: str) -> str:
     try:
-        return msgspec.Raw(str(int(value)).encode())
+        return str(number)
     except ValueError:
         raise _invalid(path, "the number has too many digits") from None
 
@@ -151,22 +154,26 @@ def _float(value: float, path: str) -> float:
 def _decimal(value: Decimal, path: str) -> Decimal:
     if not value.is_finite():
         raise _invalid(path, f"JSON has no {value}")
-    return value
+    return Decimal(value)
 
 
-def _datetime(value: datetime, path: str) -> datetime:
+def _datetime(value: datetime, path: str) -> str:
+    # A time zone without an offset makes no aware time: astimezone would take it for local.
+    if value.utcoffset() is None:
+        return datetime.isoformat(value.replace(tzinfo=None))
     try:
-        return value.astimezone(UTC) if value.tzinfo is not None else value
+        return datetime.isoformat(value.astimezone(UTC).replace(tzinfo=None)) + "Z"
     except OverflowError:
         raise _invalid(path, f"{value} lies outside the calendar in UTC") from None
 
 
+def _interval(value: timedelta, _: str) -> str:
+    # PostgreSQL takes a sign at each part, and none before the P.
+    return f"P{value.days}DT{value.seconds}.{value.microseconds:06}S"
+
+
 def _bytes(value: Any, _: str) -> str:
     return "\\x" + bytes(value).hex()
-
-
-def _same(value: Any, _: str) -> Any:
-    return value
 
 
 def _list(value: Any, path: str) -> list[Any]:
@@ -174,12 +181,14 @@ def _list(value: Any, path: str) -> list[Any]:
 
 
 def _mapping(value: Mapping[Any, Any], path: str) -> dict[str, Any]:
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, item in value.items():
         if not isinstance(key, str | int) or isinstance(key, bool):
             raise _invalid(path, f"the key {key!r} is not text")
-        name = str(key)
-        plain[_text(name, path)] = _plain(item, f"{path}.{name}")
+        name = _text(key, path) if isinstance(key, str) else _digits(int(key), path)
+        if name in plain:
+            raise _invalid(path, f"two of its keys are {name!r}")
+        plain[name] = _plain(item, f"{path}.{name}")
     return plain
 
 
@@ -193,10 +202,10 @@ _CONVERT: dict[type, Any] = {
     set: _list,
     frozenset: _list,
     datetime: _datetime,
-    date: _same,
-    time: _same,
-    timedelta: _same,
-    UUID: _same,
+    date: lambda value, _: date.isoformat(value),
+    time: lambda value, _: time.isoformat(value),
+    timedelta: _interval,
+    UUID: lambda value, _: UUID.__str__(value),
     Decimal: _decimal,
     bytes: _bytes,
     bytearray: _bytes,

@@ -31,10 +31,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-app.command("process-pending")(process_pending.command)
-app.command("status")(status.command)
-app.add_typer(dead_letters.app, name="dead-letters")
-app.command("init")(init.command)
+app.command("process-pending", short_help="Index documents, write what is queued.")(
+    process_pending.command
+)
+app.command("status", short_help="Show queue, flushes, database and a checklist.")(status.command)
+app.add_typer(
+    dead_letters.app,
+    name="dead-letters",
+    short_help="List, show, retry or drop refused operations.",
+)
+app.command("init", short_help="Create or upgrade the tables.")(init.command)
 
 
 @app.callback()

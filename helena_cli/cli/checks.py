@@ -40,6 +40,8 @@ class Observed(Struct, frozen=True):
     flusher_running: bool
     health: Health | None
     now: float
+    #: Operations that a repair of the spool could not bring back.
+    lost: int = 0
 
 
 def judge(seen: Observed) -> list[Check]:

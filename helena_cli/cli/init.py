@@ -1,4 +1,4 @@
-"""`helena init`: the tables in the database, their SQL, or a configuration file."""
+"""`helena init`: the tables in the database, their SQL, a configuration file, or a new spool."""
 
 from importlib import resources
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from helena_cli.cli import render
-from helena_cli.cli.options import Common, with_common_options
-from helena_cli.errors import ConfigurationError, ExitCode, UsageError
+from helena_cli.cli.options import Common, Yes, with_common_options
+from helena_cli.errors import ConfigurationError, ExitCode, HelenaError, UsageError
 
 Print = Annotated[
     bool, typer.Option("--print", help="Print the SQL for somebody else to run, and do nothing.")
@@ -22,23 +22,41 @@ WriteConfig = Annotated[
 ]
 
 
+NewSpool = Annotated[
+    bool,
+    typer.Option(
+        "--new-spool",
+        help="After a spool was restored from a backup: let it start again. What is queued in it"
+        " becomes dead letters, for it may have been written already.",
+    ),
+]
+
+
 @with_common_options
 def command(
-    common: Common, print_sql: Print = False, write_config: WriteConfig = False
+    common: Common,
+    print_sql: Print = False,
+    write_config: WriteConfig = False,
+    new_spool: NewSpool = False,
+    yes: Yes = False,
 ) -> ExitCode:
     """Create or upgrade the tables that Helena knows; safe to run again."""
-    if print_sql and write_config:
+    if print_sql + write_config + new_spool > 1:
         raise UsageError(
-            "--print and --write-config are two different things.", remedy="Give one of them."
+            "--print, --write-config and --new-spool are different things.",
+            remedy="Give one of them.",
         )
     if write_config:
         return _write_config(common)
-    from helena_cli.database import schema
-
     if print_sql:
-        script = schema.sql()
-        render.print_json({"sql": script}) if common.json else print(script, end="")
-        return ExitCode.DONE
+        return _print_sql(common)
+    if new_spool:
+        return _renew_spool(common, yes=yes)
+    return _create_tables(common)
+
+
+def _create_tables(common: Common) -> ExitCode:
+    from helena_cli.database import schema
     from helena_cli.runtime import Runtime
 
     with Runtime(common.settings()) as runtime:
@@ -51,6 +69,36 @@ def command(
         print(f"Created in {target}: {', '.join(created)}.")
     else:
         print(f"Nothing to do: {target} has all that Helena needs.")
+    return ExitCode.DONE
+
+
+def _print_sql(common: Common) -> ExitCode:
+    from helena_cli.database import schema
+
+    script = schema.sql()
+    render.print_json({"sql": script}) if common.json else print(script, end="")
+    return ExitCode.DONE
+
+
+def _renew_spool(common: Common, *, yes: bool) -> ExitCode:
+    from helena_cli.runtime import Runtime
+
+    with Runtime(common.settings()) as runtime:
+        if runtime.flusher_running():
+            raise HelenaError(
+                "A process of this host is writing this queue.",
+                remedy="End it first; helena status names it.",
+            )
+        queued = runtime.spool.queue().total
+        count = render.many(queued, "queued operation")
+        if queued:
+            render.confirm(f"Turn {count} into dead letters?", yes=yes)
+        runtime.spool.renew_identity("another copy of this spool was in use")
+    if common.json:
+        render.print_json({"dead_letters": queued})
+    else:
+        print(f"The spool starts again; {count} became dead letters.")
+        render.say("Look at them: helena dead-letters list. Then retry or drop them.")
     return ExitCode.DONE
 
 

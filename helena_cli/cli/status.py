@@ -75,6 +75,7 @@ def _observe(runtime: "Runtime", health: "Health | None") -> "Observed":
         flusher_running=runtime.flusher_running(),
         health=health,
         now=time.time(),
+        lost=spool.lost(),
     )
 
 
@@ -109,7 +110,7 @@ def _document(
     if flushes["last"]:
         flushes["last"]["at"] = render.instant(flushes["last"]["at"])
     return {
-        "queue": to_builtins(seen.queue),
+        "queue": {**to_builtins(seen.queue), "lost": seen.lost},
         "flusher": {
             "running": seen.flusher_running,
             "pid": flusher and flusher.pid,
@@ -176,6 +177,9 @@ def _print_facts(runtime: "Runtime", seen: "Observed", away: HelenaError | None)
         took = render.milliseconds(last.seconds * 1000)
         facts.append(("Last flush", f"{ago} ago, took {took}: {done}"))
     facts.append(("Dead letters", f"{queue.dead_letters:,}"))
+    if seen.lost:
+        text = f"{render.many(seen.lost, 'operation')}, when a damaged spool was repaired"
+        facts.append(("Lost", render.cell(text, render.STYLES["critical"])))
     render.print_facts(facts)
 
 

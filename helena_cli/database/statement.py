@@ -14,15 +14,17 @@ from psycopg.types.json import Json
 from helena_cli.batch.plan import Mode
 from helena_cli.batch.table import Column, Table
 
-# The update comes first because ON CONFLICT checks NOT NULL and CHECK on the whole new row before
-# it looks for the old one, and takes a value from the sequence of every default. It is left with
-# the case that somebody else inserts the key at the same moment.
+# Not ON CONFLICT alone: it checks NOT NULL and CHECK on the whole new row before it looks for the
+# old one, and takes a value from the sequence of every default. It is left with the case that
+# somebody else inserts the key at the same moment. Both halves see the table as it was before, so
+# that no row is written twice; where all rows were new the second half does not even start.
 _UPSERT = """\
 WITH r AS (SELECT * FROM json_to_recordset($1) AS r({types})),
-     u AS (UPDATE {table} AS t SET {assign} FROM r WHERE {match} RETURNING {t_key})
-INSERT INTO {table} ({columns}) {overriding} SELECT {r_columns} FROM r
- WHERE NOT EXISTS (SELECT FROM u WHERE {u_match})
- ON CONFLICT ({key}) DO UPDATE SET {assign_excluded}"""
+     i AS (INSERT INTO {table} ({columns}) {overriding} SELECT {r_columns} FROM r
+            WHERE NOT EXISTS (SELECT FROM {table} AS t WHERE {match})
+            ON CONFLICT ({key}) DO UPDATE SET {assign_excluded} RETURNING 1)
+UPDATE {table} AS t SET {assign} FROM r
+ WHERE {match} AND (SELECT count(*) FROM i) < (SELECT count(*) FROM r)"""
 
 _UNLESS_EXISTS = """\
 INSERT INTO {table} ({columns}) {overriding}
@@ -57,9 +59,7 @@ def write(
         columns=_list("{}", [column.name for column in columns]),
         r_columns=_list("r.{}", [column.name for column in columns]),
         key=_list("{}", key or ()),
-        t_key=_list("t.{}", key or ()),
         match=_list("t.{0} = r.{0}", key or (), " AND "),
-        u_match=_list("u.{0} = r.{0}", key or (), " AND "),
         assign=_list("{0} = r.{0}", others),
         assign_excluded=_list("{0} = excluded.{0}", others),
         overriding=sql.SQL("OVERRIDING SYSTEM VALUE" if overriding else ""),

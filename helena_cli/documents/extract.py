@@ -233,10 +233,10 @@ def _scalar(fields: Mapping[str, Any], *names: str, limit: int = _VALUE_CHARS) -
     """The first of these fields that holds text, a number or a list of them, as text."""
     for name in names:
         value = fields.get(name)
-        parts = value if isinstance(value, list) else [value]
-        text = ", ".join(_words(parts))[:limit].strip()
-        if text:
-            return text
+        if value is not None:
+            text = ", ".join(_words(_as_list(value)))[:limit].strip()
+            if text:
+                return text
     return None
 
 

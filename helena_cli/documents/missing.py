@@ -18,7 +18,7 @@ class Standing(Enum):
     """Whether a root is there, and why its documents cannot be called missing when it is not."""
 
     FULL = ""
-    EMPTY = "the folder is empty, like one that is not mounted"
+    EMPTY = "the folder is empty, like one that is not mounted; any file in it shows that it is"
     ABSENT = "the folder is not there or cannot be listed; its documents were not looked for"
 
 

@@ -4,7 +4,6 @@ This is the one way of documents into the database: a command, a file event and 
 all come here, with more or fewer paths. Nothing here asks, prints or deletes.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -23,8 +22,6 @@ from helena_cli.documents.rules import compile_rules
 from helena_cli.documents.scan import Filter, Found, Unreadable
 
 __all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile"]
-
-logger = logging.getLogger(__name__)
 
 #: Documents between two calls of `progress`.
 _PROGRESS_STEP = 100
@@ -134,9 +131,12 @@ class _Run:
                     self._document(target, found, known)
         self._outbox.flush()
         gone = missing.find(target, known, unjudged)
-        allowed = self._allow_missing or self._settings.on_missing == "ignore"
-        doubt = missing.doubt(target, standing, len(gone), living, allowed=allowed)
-        self._judge(target, gone, doubt)
+        if gone and self._settings.on_missing == "ignore":
+            self._unmarked += len(gone)
+        elif gone:
+            allowed = self._allow_missing
+            doubt = missing.doubt(target, standing, len(gone), living, allowed=allowed)
+            self._judge(target, gone, doubt)
 
     def finish(self) -> Report:
         """Queue the rest and count."""
@@ -202,13 +202,10 @@ class _Run:
             self._progress(self._found, None, where)
 
     def _judge(self, target: Target, gone: Sequence[str], doubt: str) -> None:
-        """Mark what is missing, unless there is a doubt or the settings say otherwise."""
-        if not gone:
-            return
+        """Mark what is missing, unless there is a doubt."""
         if doubt:
             reason = f"{len(gone):,} known documents are missing, none was marked: {doubt}"
             self._note_folder(target, "", reason)
-        if doubt or self._settings.on_missing == "ignore":
             self._unmarked += len(gone)
             return
         for start in range(0, len(gone), CHUNK):
@@ -235,7 +232,6 @@ class _Run:
     def _note_folder(self, target: Target, path: str, reason: str) -> None:
         self._incomplete += 1
         self._notes.append(Failure(_full(target, path), reason))
-        logger.warning("%s: %s", _full(target, path), reason)
 
 
 def _documents(target: Target, within: str, documents: Filter) -> Iterator[Found | Unreadable]:

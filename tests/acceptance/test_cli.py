@@ -158,7 +158,7 @@ def test_the_version_is_told_anywhere(helena: Helena, arguments: tuple[str, ...]
         (("status", "--jsn"), "No such option"),
         (("statsu",), "Did you mean 'status'"),
         (("dead-letters", "show", "x"), "Invalid value"),
-        (("init", "--print", "--write-config"), "two different things"),
+        (("init", "--print", "--write-config"), "are different things"),
         (("dead-letters", "drop"), "not clear which"),
         (("dead-letters", "drop", "--all", "7"), "not clear which"),
         (("process-pending", ""), "A PATH is empty"),
@@ -316,6 +316,23 @@ def test_a_database_without_helenas_tables_is_3(helena: Helena, dsn: str, tree: 
     for arguments in (("process-pending",), ("process-pending", "--json", str(tree))):
         assert "helena init" in complaint(helena(*arguments, dsn=dsn), 3)
     assert "helena init" in helena("status", dsn=dsn).stdout
+
+
+def test_a_restored_spool_starts_again_and_keeps_what_was_queued_as_dead_letters(
+    helena: Helena, queued: Path, helena_dsn: str
+):
+    spool = spool_in(queued)
+    before = spool.id
+    spool.close()
+    refused = helena("init", "--new-spool", dsn=helena_dsn)
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert "1 queued operation" in refused.stderr
+    done = helena("init", "--new-spool", "--yes", "--json", dsn=helena_dsn)
+    assert answer(done) == {"dead_letters": 1}
+    spool = spool_in(queued)
+    assert spool.id != before
+    assert (spool.queue().total, spool.queue().dead_letters) == (0, 4)
+    spool.close()
 
 
 # status

@@ -328,12 +328,17 @@ def test_a_server_that_was_killed_is_started_again(folder):
 def test_a_lock_left_by_a_power_cut_whose_pid_is_anothers_now_is_removed(folder):
     with EmbeddedServer(folder):
         pass
-    account = home(folder).stat()
-    for path in (home(folder) / "data" / "postmaster.pid", home(folder) / ".s.PGSQL.5432.lock"):
-        path.write_text(f"{os.getpid()}\n{home(folder)}/data\n1\n5432\n{home(folder)}\n\n\nready\n")
-        os.chown(path, account.st_uid, account.st_gid)
-    with EmbeddedServer(folder) as shared, psycopg.connect(shared.start()) as connection:
-        assert connection.execute("SELECT 1").fetchone() == (1,)
+    owner = home(folder).stat()
+    account: dict[str, Any] = {"user": owner.st_uid, "group": owner.st_gid} if ROOT else {}
+    # PostgreSQL itself sees through a pid of another user.
+    with subprocess.Popen(["sleep", "600"], **account) as other:
+        text = f"{other.pid}\n{home(folder)}/data\n1\n5432\n{home(folder)}\n\n\nready\n"
+        for path in (home(folder) / "data" / "postmaster.pid", home(folder) / ".s.PGSQL.5432.lock"):
+            path.write_text(text)
+            os.chown(path, owner.st_uid, owner.st_gid)
+        with EmbeddedServer(folder) as shared, psycopg.connect(shared.start()) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        other.kill()
 
 
 def test_an_interrupted_creation_is_begun_anew(folder):

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -13,13 +12,6 @@ from helena_cli.database.writer import PostgresWriter
 from tests.writing import Counting, Desk, always
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture
-def desk(helena_dsn: str) -> Iterator[Desk]:
-    desk = Desk(helena_dsn)
-    yield desk
-    desk.close()
 
 
 def document(number: int, **more: Any) -> dict[str, Any]:
@@ -164,13 +156,16 @@ def test_a_case_insensitive_key_is_one_key_and_keeps_its_first_spelling(desk: De
     assert desk.sql("SELECT * FROM t ORDER BY v") == [("Straße", 2), ("strasse", 3)]
 
 
-def test_a_collation_that_ignores_case_is_respected(desk: Desk):
+def collation_that_ignores_case(desk: Desk) -> None:
+    options = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
     try:
-        desk.sql(
-            "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
-        )
+        desk.sql(f"CREATE COLLATION ci ({options})")
     except psycopg.errors.FeatureNotSupported:
         pytest.skip("This server was built without ICU.")
+
+
+def test_a_collation_that_ignores_case_is_respected(desk: Desk):
+    collation_that_ignores_case(desk)
     desk.sql("CREATE TABLE t (k text COLLATE ci PRIMARY KEY, v int)")
     for text, v in (("Key", 1), ("KEY", 2), ("kay", 3)):
         desk.add("insert", "t", k=text, v=v)
@@ -181,12 +176,7 @@ def test_a_collation_that_ignores_case_is_respected(desk: Desk):
 
 
 def test_a_key_whose_index_compares_otherwise_is_not_used(desk: Desk):
-    try:
-        desk.sql(
-            "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
-        )
-    except psycopg.errors.FeatureNotSupported:
-        pytest.skip("This server was built without ICU.")
+    collation_that_ignores_case(desk)
     desk.sql("CREATE TABLE t (k text, v int); CREATE UNIQUE INDEX ON t (k COLLATE ci)")
     desk.add("insert", "t", k="a", v=1)
     desk.add("update", "t", k="a", v=2)
@@ -261,7 +251,7 @@ def test_names_are_taken_literally(desk: Desk):
     )
     values = {"Key %": 1, "sel{e}ct": "x", "$1": "y", "t": 1, "r": 2, "u": 3, "n": 4}
     for kind in ("insert", "message", "update"):
-        desk.add_json(kind, 'My Schema.a "b" %s', json.dumps(values))  # type: ignore[arg-type]
+        desk.add_json(kind, 'My Schema.a "b" %s', json.dumps(values))
         assert desk.flush().rows == 1
     assert desk.sql('SELECT * FROM "My Schema"."a ""b"" %s"') == [(1, "x", "y", 1, 2, 3, 4)]
     desk.add("insert", "MESSAGES", id="1")

@@ -57,7 +57,6 @@ def test_a_table_on_a_narrow_terminal_folds_and_loses_nothing(monkeypatch: pytes
     assert shown.replace(" ", "") == LONG.replace(" ", "")
 
 
-
 def test_colours_are_for_terminals_and_not_with_no_color(monkeypatch: pytest.MonkeyPatch):
     def coloured(stream: io.StringIO) -> bool:
         monkeypatch.setattr(sys, "stdout", stream)
