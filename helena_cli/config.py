@@ -31,7 +31,6 @@ class DatabaseSettings(Struct, frozen=True):
     """Where the database is: dsn None is the embedded PostgreSQL, "" are libpq's own variables."""
 
     dsn: str | None = None
-    direct_dsn: str | None = None
     connect_timeout: Interval = 5.0
 
 

@@ -36,6 +36,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 #: How long a command waits for the host's third connection while another command uses it, seconds.
 CONNECTION_WAIT = 30.0
 
+#: How long a command waits for the lease of another flusher that is about to end, seconds.
+LEASE_WAIT = 5.0
+
 
 class Runtime:
     """The parts of one process, each made on first use. A context manager; `close` drains."""
@@ -135,6 +138,22 @@ class Runtime:
     def flusher_running(self) -> bool:
         """Whether some process of this host holds the lease now."""
         return self._lease("lease").held_by_anyone()
+
+    def become_flusher(self) -> None:
+        """Make sure that no other process writes until this one ends.
+
+        Raises HelenaError when another flusher of this host goes on.
+        """
+        self.engine.start()
+        deadline = time.monotonic() + LEASE_WAIT
+        while not self.engine.flushing:
+            if time.monotonic() > deadline:
+                flusher = self.spool.flusher()
+                raise HelenaError(
+                    f"Another process writes to this database: pid {flusher and flusher.pid}.",
+                    remedy="End it first, so that nothing it still writes comes in between.",
+                )
+            time.sleep(0.05)
 
     def drain(self) -> None:
         """Wait until nothing more can be written, whichever process flushes.

@@ -25,6 +25,11 @@ from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two tries, at most.
+LONGEST_BACKOFF = 60.0
+
+BUG = "This is a bug in Helena; its log has the traceback. The operations stay queued."
+
 
 class Policy(Struct, frozen=True):
     """When to flush and when to give up. Seconds, operations and bytes."""
@@ -73,11 +78,16 @@ class Cycle:
         self._limit = policy.max_size
         self._retry_at = 0.0
         self._unknown = 0
+        # How often a single operation has taken too long, one after another.
+        self._alone = 0
         # Kept until a commit is known to have succeeded: see `Spool.seal`.
         self._nonce = uuid.uuid4().hex
         self._parents: dict[int, str] = {}
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="helena-disk")
-        self._syncing: Future[None] = Future()
+        self._syncing: Future[None] | None = None
+        # Whether the last flush succeeded.
+        self._flowing = False
+        self._introduced = False
         self.failure: Failure | None = None
         #: Tables written since the last maintenance, with their rows.
         self.touched: dict[str, int] = {}
@@ -89,7 +99,8 @@ class Cycle:
     def turn(self, *, force: bool = False) -> bool:
         """Flush what is due, or with `force` all that can be; whether anything was settled."""
         now = self._clock()
-        if now < self._retry_at and not force:
+        # A clock that was set back must not make it wait for hours.
+        if 0 < self._retry_at - now <= LONGEST_BACKOFF and not force:
             return False
         settled = any([self._probe(lane, now) for lane in self._spool.lanes() if lane.reason])
         pressure = self._spool.pressure()
@@ -131,16 +142,30 @@ class Cycle:
             blame_rows=self._unknown >= self.policy.unknown_attempts,
         )
         started = time.perf_counter()
-        spool.remember_nonce(batch.nonce, batch.known_nonces)
-        # The disk and the database work side by side; `_seal` waits for the disk.
-        self._syncing = self._disk.submit(spool.sync)
         try:
-            outcome = self._writer.write(batch, hold=self._hold, seal=self._seal)
+            outcome = self._write(batch)
         except FlushFailed as failure:
             self._failed(failure, operations, time.perf_counter() - started)
             return False
+        except Exception as bug:
+            # Counted and put off like any failure, so that `status` shows it; then the engine's.
+            unexpected = FlushFailed(f"unexpected {type(bug).__name__}: {bug}", remedy=BUG)
+            self._failed(unexpected, operations, time.perf_counter() - started)
+            raise
         self._succeeded(batch, outcome, time.perf_counter() - started)
         return True
+
+    def _write(self, batch: Batch) -> Outcome:
+        """Write a batch. Raises FlushFailed."""
+        try:
+            # Otherwise `_seal` does it: a spool remembers few nonces, and processes that never get
+            # as far as COMMIT must not push out the one that is in the database.
+            self._syncing = self._remember_nonce(batch) if self._flowing else None
+            return self._writer.write(
+                batch, hold=self._hold, seal=lambda outcome: self._seal(batch, outcome)
+            )
+        except HelenaError as error:
+            raise FlushFailed(str(error), remedy=error.remedy) from error
 
     def _hold(self, operation: Operation, parent: str) -> bool:
         """Whether a child without its parent is put back: the parent may still be on its way."""
@@ -151,9 +176,21 @@ class Cycle:
             return False
         return age < self.policy.hold_at_least or self._spool.has_unsettled(parent)
 
-    def _seal(self, outcome: Outcome) -> None:
+    def _remember_nonce(self, batch: Batch) -> "Future[None]":
+        """Store the nonce, and bring it to the disk while the database works."""
+        self._spool.remember_nonce(batch.nonce, batch.known_nonces)
+        try:
+            return self._disk.submit(self._spool.sync)
+        except RuntimeError:
+            # The interpreter is ending and starts no work beside.
+            done: Future[None] = Future()
+            self._spool.sync()
+            done.set_result(None)
+            return done
+
+    def _seal(self, batch: Batch, outcome: Outcome) -> None:
         """Make durable, before COMMIT, what must outlive it: the nonce and the dead letters."""
-        self._syncing.result()
+        (self._syncing or self._remember_nonce(batch)).result()
         if outcome.dead:
             self._spool.bury(outcome.dead)
             self._spool.sync()
@@ -162,6 +199,8 @@ class Cycle:
         spool = self._spool
         if batch.target_id is None:
             spool.learn_target(outcome.target_id)
+        if not self._introduced:
+            self._introduced = True
             self._on_target(outcome.target_id)
         due = {operation.id: operation for operation in batch.operations if operation.due}
         held = [verdict for verdict in outcome.held if verdict.operation_id in due]
@@ -177,7 +216,8 @@ class Cycle:
             self.touched[table] = self.touched.get(table, 0) + outcome.rows
         self._nonce = uuid.uuid4().hex
         self._limit = min(self.policy.max_size, self._limit * 2)
-        self._retry_at, self._unknown, self.failure = 0.0, 0, None
+        self._retry_at, self._unknown, self._alone, self.failure = 0.0, 0, 0, None
+        self._flowing = True
 
     def _hold_delay(self, operation: Operation) -> float:
         return float(min(60.0, min(5.0, self.policy.interval) * 2 ** min(operation.attempts, 10)))
@@ -207,14 +247,19 @@ class Cycle:
         count = 1 + (self.failure.count if self.failure else 0)
         cause = failure.__cause__ if isinstance(failure.__cause__, HelenaError) else None
         self.failure = Failure(str(failure), failure.sqlstate, failure.remedy, count, cause)
-        self._retry_at = self._clock() + backoff(count - 1, random=random.random)
+        self._flowing = False
+        self._retry_at = self._clock() + backoff(
+            count - 1, cap=LONGEST_BACKOFF, random=random.random
+        )
         self._spool.record(FlushRecord(self._clock(), 0, 0, seconds, str(failure)))
         log.warning("flush failed (%d in a row): %s", count, failure)
         if failure.unknown:
             self._unknown += 1
         if failure.halve:
             self._limit = max(1, len(operations) // 2)
-            if len(operations) == 1 and count >= self.policy.unknown_attempts:
+            self._alone = self._alone + 1 if len(operations) == 1 else 0
+            if self._alone >= self.policy.unknown_attempts:
                 # It alone takes longer than a statement may: it would block the queue for ever.
+                self._alone = 0
                 sqlstate = failure.sqlstate or ""
                 self._spool.bury([Verdict(operations[0].id, sqlstate, str(failure))])

@@ -92,6 +92,7 @@ class _Run:
         self._started = time.monotonic()
         self._before = runtime.spool.conservation()
         self._flushes_before = runtime.spool.flushes().count
+        self._stuck_before = _stuck(runtime)
         self._report: Report | None = None
         self._plan: PrunePlan | None = None
         self._pruned = 0
@@ -123,6 +124,8 @@ class _Run:
         if self._dry_run or not plan.documents:
             return
         _ask(plan, yes=yes, may_ask=may_ask)
+        # Nothing that another process writes meanwhile may bring a row back.
+        self._runtime.become_flusher()
         # A person may take long to answer: nobody else waits for the connection meanwhile.
         with self._runtime.connection("process-pending") as connection:
             self._pruned = prune(plan, DocumentRegistry(connection))
@@ -139,7 +142,8 @@ class _Run:
             after=spool.conservation(),
             flushes=flushes.count - self._flushes_before,
             recent=flushes,
-            stuck=max(0, spool.queue().total - spool.pressure().count),
+            stuck=_stuck(self._runtime),
+            stuck_before=self._stuck_before,
             waiting=tuple(lane for lane in spool.lanes() if lane.reason),
             plan=self._plan,
             pruned=self._pruned,
@@ -173,6 +177,11 @@ class _Run:
                     allow_missing=allow_missing,
                     progress=progress,
                 )
+
+
+def _stuck(runtime: "Runtime") -> int:
+    """How many queued operations have to wait for something else than a flush."""
+    return max(0, runtime.spool.queue().total - runtime.spool.pressure().count)
 
 
 def _ask(plan: "PrunePlan", *, yes: bool, may_ask: bool) -> None:

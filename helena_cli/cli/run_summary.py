@@ -24,6 +24,8 @@ class Summary(Struct, frozen=True):
     recent: Flushes
     #: Queued operations that have to wait: for their table, or for the row they refer to.
     stuck: int
+    #: How many of them had to wait before this run already.
+    stuck_before: int
     waiting: tuple[Lane, ...]
     plan: PrunePlan | None
     pruned: int
@@ -47,7 +49,7 @@ class Summary(Struct, frozen=True):
         """PARTIAL when a document or an operation of this run did not get where it should."""
         report = self.report
         incomplete = report is not None and (report.failed or report.incomplete)
-        stuck = self.operations()["dead"] or (self.stuck and not self.dry_run)
+        stuck = self.operations()["dead"] or self.stuck > self.stuck_before
         return ExitCode.PARTIAL if incomplete or stuck else ExitCode.DONE
 
 

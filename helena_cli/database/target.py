@@ -27,7 +27,6 @@ class Target(Struct, frozen=True):
     key: str
     embedded: bool = False
     #: A way past a pooler, for VACUUM.
-    direct_dsn: str | None = None
     #: Seconds, for each host of the DSN.
     connect_timeout: float = 5.0
 
@@ -55,14 +54,11 @@ def resolve(settings: Settings) -> Target:
             connect_timeout=database.connect_timeout,
         )
     given = _parse(database.dsn, settings.origin("database.dsn"))
-    if database.direct_dsn:
-        _parse(database.direct_dsn, settings.origin("database.direct_dsn"))
     timeout = given.get("connect_timeout", "")
     return Target(
         dsn=database.dsn,
         label=_label(given),
         key=_key(given),
-        direct_dsn=database.direct_dsn,
         connect_timeout=float(timeout) if timeout.isdigit() else database.connect_timeout,
     )
 

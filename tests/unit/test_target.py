@@ -119,11 +119,6 @@ def test_a_malformed_address_is_refused_without_repeating_any_of_it(dsn):
     assert error.__suppress_context__ or error.__context__ is None
 
 
-def test_a_malformed_direct_address_is_refused_too():
-    with pytest.raises(ConfigurationError, match="is malformed"):
-        target("host=db", direct_dsn="nonsense")
-
-
 @pytest.mark.parametrize(
     "dsn", [f"postgresql://u:{SECRET}@db/shop", f"host=db dbname=shop user=u password={SECRET}"]
 )
