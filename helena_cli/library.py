@@ -8,6 +8,7 @@ from typing import Any
 
 from helena_cli import config
 from helena_cli.runtime import Runtime
+from helena_cli.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ class BatchEngine:
     by whichever process of this host flushes. Nothing here waits for the database but `flush`.
     """
 
-    def __init__(self, settings: config.Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None) -> None:
         self._runtime = Runtime(settings or config.load())
 
     def __enter__(self) -> "BatchEngine":

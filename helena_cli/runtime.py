@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helena_cli import config
 from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.engine import Engine
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.spool import Spool
 from helena_cli.batch.spoolfile import translated
 from helena_cli.errors import DatabaseUnreachable, HelenaError, SpoolUnavailable
+from helena_cli.settings import Settings
 
 # psycopg costs more than everything else together, and many callers never need it.
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ LEASE_WAIT = 5.0
 class Runtime:
     """The parts of one process, each made on first use. A context manager; `close` drains."""
 
-    def __init__(self, settings: config.Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._stack = ExitStack()
         self._server: EmbeddedServer | None = None

@@ -16,6 +16,7 @@ FLOORS = (
     ("documents", "database", "host"),
     ("batch",),
     ("config",),
+    ("settings",),
     ("errors",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

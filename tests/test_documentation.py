@@ -12,8 +12,8 @@ import typer.main
 
 import helena_cli
 from helena_cli.cli import app
-from helena_cli.config import SECTIONS, Rules
 from helena_cli.errors import ExitCode
+from helena_cli.settings import SECTIONS, Rules
 
 PROJECT = Path(helena_cli.__file__).parent.parent
 EXAMPLE = (PROJECT / "config.example.toml").read_text(encoding="utf-8")

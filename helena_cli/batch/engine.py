@@ -53,6 +53,7 @@ class Engine:
         self._turned = threading.Condition()
         self._stopping = threading.Event()
         self._deadline = 0.0
+        self._started = False
         self._thread: threading.Thread | None = None
         self._appended = 0
         self._since = self._beaten = self._maintained = 0.0
@@ -73,20 +74,27 @@ class Engine:
         Done by the first operation too; a second call does nothing.
         """
         with self._lock:
-            if self._thread is None:
-                self._thread = _spawn(self._run, "helena-flusher")
+            self._started = True
+            if self._thread is None and not self._stopping.is_set():
+                try:
+                    self._thread = _spawn(self._run, "helena-flusher")
+                except RuntimeError as error:
+                    # There are too many, or the interpreter is ending: then `close` drains.
+                    log.warning("helena-flusher was not started: %s", error)
 
     def add_operation(self, kind: str, table: str, data: Any) -> int:
         """Accept one operation and return its id: it is durable then, and soon written.
 
         Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing was queued.
         """
+        self._check_open()
         identifier = self._spool.append(kind, table, data)
         self._accepted(1)
         return identifier
 
     def add_operations(self, operations: Iterable[tuple[str, str, Any]]) -> list[int]:
         """Accept many operations at once, all or none, and return their ids in order."""
+        self._check_open()
         identifiers = self._spool.extend(operations)
         self._accepted(len(identifiers))
         return identifiers
@@ -101,6 +109,7 @@ class Engine:
         Returns False when that took longer than `timeout` seconds; nothing is lost then. It does
         not matter which process flushes.
         """
+        self._check_open()
         self.start()
         through = self._spool.request_flush()
         self._wake.set()
@@ -126,14 +135,19 @@ class Engine:
             self._thread.join(limit + 5.0)
             if self._thread.is_alive():
                 log.error("helena-flusher did not stop in time: it still waits for the database")
-                return self._spool.queue().total
-        self._cycle.close()
-        self._writer.close()
-        self._lease.release()
+        elif self._started:
+            self._drain()
         return self._spool.queue().total
 
+    def _check_open(self) -> None:
+        if self._stopping.is_set():
+            raise HelenaError(
+                "This engine is closed; nothing was queued.",
+                remedy="Close it after its last use, or make a new BatchEngine.",
+            )
+
     def _accepted(self, count: int) -> None:
-        if self._thread is None:
+        if not self._started:
             self.start()
         self._appended += count
         if self._appended >= self._policy.size:
@@ -146,7 +160,7 @@ class Engine:
                 self._turned.notify_all()
             if self._wake.wait(TICK if self._lease.held else STANDBY_TICK):
                 self._wake.clear()
-        self._guarded(self._drain)
+        self._drain()
 
     def _guarded(self, work: Any) -> None:
         """A failure of one turn must not end the thread that keeps the promise."""
@@ -160,13 +174,13 @@ class Engine:
             self._stopping.wait(1.0)
 
     def _turn(self) -> None:
+        self._appended = 0
         if not self._lease.held:
             if not self._lease.acquire():
                 return
             self._since = time.time()
         self._beat()
         self._maintain()
-        self._appended = 0
         while self._cycle.turn() and not self._stopping.is_set():
             with self._turned:
                 self._turned.notify_all()
@@ -174,18 +188,33 @@ class Engine:
             self._maintain()
 
     def _drain(self) -> None:
-        """Write what is left.
+        """Write what is left and hand on the lease.
+
+        Then look again: a process that ended meanwhile saw the lease taken, and relied upon it. One
+        that goes on takes the lease within its tick.
+        """
+        while self._lease.held or self._lease.acquire():
+            self._emptied = False
+            self._guarded(self._empty)
+            self._writer.close()
+            self._lease.release()
+            if not self._emptied or not self._cycle_spool.pressure().count:
+                break
+            time.sleep(STANDBY_TICK)
+        self._cycle.close()
+        self._writer.close()
+
+    def _empty(self) -> None:
+        """Write what was queued until now, if it can be written before the deadline.
 
         Two failures in a row mean that it has to wait for another process.
         """
-        if not (self._lease.held or self._lease.acquire()):
-            return
-        while time.monotonic() < self._deadline:
-            failure = self._cycle.failure
-            if failure is not None and failure.count >= 2:
-                return
+        through, tries = self._cycle_spool.request_flush(), 0
+        while time.monotonic() < self._deadline and tries < 2:
             settled = self._cycle.turn(force=True)
-            if not settled and self._cycle.failure is None:
+            tries = tries + 1 if self._cycle.failure else 0
+            if not tries and (not settled or self._cycle_spool.is_settled(through)):
+                self._emptied = True
                 return
 
     def _beat(self) -> None:

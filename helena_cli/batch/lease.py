@@ -28,14 +28,24 @@ class Lease:
     def acquire(self, timeout: float = 0.0) -> bool:
         """Take the lock if it is free or becomes so within `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while not self._try(fcntl.LOCK_EX):
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(POLL)
+        while self._fd is None:
+            self._fd = self._try(fcntl.LOCK_EX)
+            if self._fd is None:
+                if time.monotonic() >= deadline and self.held_by_anyone():
+                    return False
+                # Who merely looks whether it is held is gone in a moment.
+                time.sleep(POLL)
         return True
 
     def release(self) -> None:
         """Give it back; nothing happens when it is not held."""
+        if self._fd is not None:
+            # A child that was forked without Python's knowledge may have a copy of the descriptor.
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close a forked child's copy: the lock itself stays with the parent."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -45,34 +55,30 @@ class Lease:
         if self.held:
             return True
         # A shared lock, so that two who look at once do not see each other.
-        free = self._try(fcntl.LOCK_SH)
-        self.release()
-        return not free
-
-    def _try(self, mode: int) -> bool:
-        if self._fd is not None:
+        fd = self._try(fcntl.LOCK_SH)
+        if fd is None:
             return True
+        os.close(fd)
+        return False
+
+    def _try(self, mode: int) -> int | None:
+        """The locked file's descriptor; None when somebody else has it."""
         with translated(self.path):
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
-            return False
-        self._fd = fd
-        return True
+            return None
+        return fd
 
 
 _leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """A fork shares the lock with its parent.
-
-    Closing the copy keeps the lock with the parent alone.
-    """
     for lease in list(_leases):
-        lease.release()
+        lease.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

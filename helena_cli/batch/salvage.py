@@ -1,16 +1,24 @@
-"""What can still be read of a damaged spool, brought into a new one.
+"""What can still be read of a damaged spool, brought into a new one that takes its place.
 
 The position rows in the database go by spool id and operation id. So both are kept where they can
-be read; without the old spool id nobody can tell what was written already, and the operations
-become dead letters.
+be read. Without the old identity, or the nonces in the lanes, nobody can tell what was written
+already, and the operations become dead letters.
 """
 
+import os
 import sqlite3
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from helena_cli.batch import identity
+from helena_cli.batch.operation import Kind
 
 #: The SQLSTATE-like mark of an operation whose spool lost its identity.
 DAMAGED = "HL003"
@@ -18,29 +26,105 @@ DAMAGED = "HL003"
 #: How many ranges are tried around damaged pages; a page's own rows are never found.
 PROBES = 20_000
 
-COPIED = ("counters", "lanes", "dead_letters", "flushes")
+PAGE = 4096
+
+#: What a row must hold to be believed; a row of zeros is no operation.
+ROWS: dict[str, Any] = {
+    "counters": tuple[int, int, int, int, int, int, int, int, int, int],
+    "lanes": tuple[
+        int,
+        str,
+        *(int,) * 6,
+        str,
+        str | None,
+        str | None,
+        str | None,
+        float | None,
+        float | None,
+        int,
+    ],
+    "operations": tuple[int, int, Kind, bytes, int, float | None, float | None],
+    "dead_letters": tuple[int, Kind, str, bytes, str | None, str, str | None, int, float],
+    "flushes": tuple[float, int, int, float, str | None],
+}
+
+_check_data = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
-def salvage(damaged: Path, connection: sqlite3.Connection) -> str:
-    """Copy every readable row from `damaged` into the new spool on `connection`.
+def rebuild(path: Path, now: float) -> str:
+    """Put a new file at `path` with all that can be read, move the damaged one aside; a report.
 
-    Return a report.
+    Nobody else may write meanwhile. The damaged file stays in its place until the new one is
+    complete, so that a repair that was cut off begins again.
     """
-    with closing(sqlite3.connect(f"file:{damaged}?mode=rw", uri=True)) as old:
-        connection.execute("BEGIN IMMEDIATE")
-        for table in COPIED:
-            rows = list(readable_rows(old, table))
-            if rows:
-                connection.execute(f"DELETE FROM {table}")
-                _insert(connection, table, rows)
-        known = _identity(old, connection)
-        expected = _queued(connection)
-        _insert(connection, "operations", readable_rows(old, "operations"))
-        _recount_lanes(connection)
-        lost = max(0, expected - _queued(connection))
-        report = _settle(connection, lost, known=known)
-        connection.execute("COMMIT")
-    return report
+    fresh = Path(f"{path}.new")
+    fresh.unlink(missing_ok=True)
+    os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with closing(sqlite3.connect(fresh, isolation_level=None)) as new:
+        # Nobody needs it half done, and it is put on the disk at the end.
+        new.execute("PRAGMA journal_mode = OFF").fetchall()
+        new.execute("PRAGMA synchronous = OFF")
+        new.execute("BEGIN")
+        identity.create(new, identity.home(fresh, as_if_at=path))
+        with closing(sqlite3.connect(path, isolation_level=None)) as old:
+            report = _copy(old, new, path, now)
+        new.execute("COMMIT")
+        new.execute("PRAGMA journal_mode = WAL").fetchall()
+    _sync(fresh)
+    aside = _swap(path, fresh)
+    return f"{report}; the damaged file is {aside}"
+
+
+def make_readable(path: Path) -> None:
+    """Let SQLite read the log of a file that is empty or gone: it deletes that log otherwise."""
+    with path.open("ab") as file:
+        file.truncate(PAGE)
+
+
+def _swap(path: Path, fresh: Path) -> Path:
+    aside = Path(f"{path}.damaged-{time.time_ns()}")
+    try:
+        # A second name first: nobody ever finds the path without a file.
+        os.link(path, aside)
+    except OSError:
+        os.rename(path, aside)
+    for suffix in ("-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    os.rename(fresh, path)
+    _sync(path.parent)
+    return aside
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _copy(old: sqlite3.Connection, new: sqlite3.Connection, path: Path, now: float) -> str:
+    """Copy every row that can be read and believed, and make the books true again."""
+    old.text_factory = lambda text: text.decode(errors="replace")
+    # What the log holds belongs into the file that is kept, if that is possible at all.
+    with suppress(sqlite3.DatabaseError):
+        old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    counted = _copy_counters(old, new)
+    lanes = _is_whole(old, "lanes")
+    for table in ("lanes", "dead_letters", "flushes"):
+        _insert(new, table, readable_rows(old, table))
+    expected = _expected(new) if counted and lanes else None
+    # The rows count themselves in; their ids come in no order.
+    new.execute(
+        "UPDATE counters SET last_id = max(last_id, (SELECT coalesce(max(last_id), 0) FROM lanes))"
+    )
+    new.execute("UPDATE lanes SET inserts = 0, updates = 0, messages = 0, bytes = 0, accepted = 0")
+    _insert(new, "operations", readable_rows(old, "operations"))
+    # Whoever is dead already was buried after this was written.
+    new.execute("DELETE FROM operations WHERE id IN (SELECT id FROM dead_letters)")
+    _bury_unknown(new, now, everything=not (_copy_identity(old, new, path) and lanes))
+    return _settle(new, expected)
 
 
 def readable_rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
@@ -83,71 +167,88 @@ def _between(
             yield from (tuple(row[1:]) for row in found)
 
 
-def _insert(connection: sqlite3.Connection, table: str, rows: Any) -> None:
-    width = len(connection.execute(f"SELECT * FROM {table} LIMIT 0").description)
-    marks = ", ".join("?" * width)
+def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    marks = ", ".join("?" * len(ROWS[table].__args__))
     connection.executemany(
         f"INSERT OR IGNORE INTO {table} VALUES ({marks})",
-        (row for row in rows if len(row) == width),
+        (row for row in rows if _is_sound(table, row)),
     )
 
 
-def _identity(old: sqlite3.Connection, new: sqlite3.Connection) -> bool:
-    """Take over the spool id and the target; False when the id cannot be read."""
-    known = False
-    for key in ("spool_id", "target_id"):
+def _is_sound(table: str, row: tuple[Any, ...]) -> bool:
+    try:
+        msgspec.convert(row, ROWS[table], builtin_types=(bytes,))
+        if table in ("operations", "dead_letters"):
+            _check_data(row[3])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _is_whole(connection: sqlite3.Connection, table: str) -> bool:
+    try:
+        return all(_is_sound(table, row) for row in connection.execute(f"SELECT * FROM {table}"))
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _copy_counters(old: sqlite3.Connection, new: sqlite3.Connection) -> bool:
+    """False when they cannot be read."""
+    rows = [row for row in readable_rows(old, "counters") if _is_sound("counters", row)]
+    if len(rows) != 1:
+        return False
+    new.execute("DELETE FROM counters")
+    _insert(new, "counters", rows)
+    return True
+
+
+def _expected(connection: sqlite3.Connection) -> int:
+    """How many operations and dead letters there must have been."""
+    query = (
+        "SELECT accepted + (SELECT coalesce(sum(accepted), 0) FROM lanes)"
+        " - written - coalesced - dropped FROM counters"
+    )
+    return int(connection.execute(query).fetchone()[0])
+
+
+def _copy_identity(old: sqlite3.Connection, new: sqlite3.Connection, path: Path) -> bool:
+    """Take over the spool's id and target; False when it has none, or came from elsewhere."""
+    known = {}
+    for key in ("spool_id", "target_id", "home"):
         with suppress(sqlite3.DatabaseError):
-            row = old.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-            if row:
-                new.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, row[0]))
-                known = known or key == "spool_id"
-    return known
+            for (value,) in old.execute("SELECT value FROM meta WHERE key = ?", (key,)):
+                known[key] = value
+    if known.pop("home", None) != identity.home(path) or not known.get("spool_id"):
+        return False
+    new.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", known.items())
+    return True
 
 
-def _settle(connection: sqlite3.Connection, lost: int, *, known: bool) -> str:
-    """Make the counters of the law true again, and say what became of everything."""
-    if not known:
-        connection.execute(
-            "INSERT OR IGNORE INTO dead_letters SELECT o.id, o.kind, l.name, o.data, ?,"
-            " 'not written: the damaged spool lost its identity, this may have been written',"
-            " NULL, o.attempts, unixepoch() FROM operations o JOIN lanes l ON l.id = o.lane",
-            (DAMAGED,),
-        )
-        connection.execute("DELETE FROM operations")
+def _bury_unknown(connection: sqlite3.Connection, now: float, *, everything: bool) -> None:
+    """Make dead letters of the operations of which nobody knows whether they were written."""
+    if everything:
+        connection.execute("UPDATE lanes SET nonces = ''")
     connection.execute(
-        "UPDATE counters SET lost = lost + ?, last_id = max(last_id,"
-        " coalesce((SELECT max(id) FROM operations), 0),"
-        " coalesce((SELECT max(id) FROM dead_letters), 0)),"
-        " accepted = written + coalesced + dropped + (SELECT count(*) FROM operations)"
-        " + (SELECT count(*) FROM dead_letters)",
-        (lost,),
+        "INSERT INTO dead_letters SELECT o.id, o.kind, coalesce(l.name, 'unknown'), o.data, ?,"
+        " 'not written: the spool was damaged and lost its identity; it may have been written',"
+        " NULL, o.attempts, ? FROM operations o LEFT JOIN lanes l ON l.id = o.lane"
+        " WHERE ? OR l.id IS NULL",
+        (DAMAGED, now, everything),
     )
-    connection.execute("UPDATE lanes SET accepted = 0")
+    connection.execute("DELETE FROM operations WHERE id IN (SELECT id FROM dead_letters)")
+
+
+def _settle(connection: sqlite3.Connection, expected: int | None) -> str:
+    """Make the counters of the law true again, and say what became of everything."""
     (kept,) = connection.execute("SELECT count(*) FROM operations").fetchone()
     (dead,) = connection.execute("SELECT count(*) FROM dead_letters").fetchone()
-    return f"{kept} operations and {dead} dead letters were salvaged, {lost} operations are lost"
-
-
-def _queued(connection: sqlite3.Connection) -> int:
-    """How many operations the lanes know of."""
-    total = "SELECT coalesce(sum(inserts + updates + messages), 0) FROM lanes"
-    return int(connection.execute(total).fetchone()[0])
-
-
-def _recount_lanes(connection: sqlite3.Connection) -> None:
-    """Count each lane's operations afresh; one whose name is lost gets a name."""
+    lost = 0 if expected is None else max(0, expected - kept - dead)
+    connection.execute("UPDATE lanes SET accepted = 0")
     connection.execute(
-        "INSERT OR IGNORE INTO lanes (id, name)"
-        " SELECT DISTINCT lane, 'unknown_lane_' || lane FROM operations"
-        " WHERE lane NOT IN (SELECT id FROM lanes)"
+        "UPDATE counters SET lost = lost + ?, accepted = written + coalesced + dropped + ?,"
+        " last_id = max(last_id, coalesce((SELECT max(id) FROM operations), 0),"
+        " coalesce((SELECT max(id) FROM dead_letters), 0))",
+        (lost, kept + dead),
     )
-    for column, kind in (("inserts", "insert"), ("updates", "update"), ("messages", "message")):
-        connection.execute(
-            f"UPDATE lanes SET {column} = (SELECT count(*) FROM operations"
-            " WHERE lane = lanes.id AND kind = ?)",
-            (kind,),
-        )
-    connection.execute(
-        "UPDATE lanes SET bytes = (SELECT coalesce(sum(length(data)), 0) FROM operations"
-        " WHERE lane = lanes.id)"
-    )
+    missing = "nobody can tell how many" if expected is None else str(lost)
+    return f"{kept} operations and {dead} dead letters were salvaged, {missing} are lost"

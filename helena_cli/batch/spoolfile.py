@@ -9,16 +9,13 @@ milliseconds.
 
 import errno
 import fcntl
-import json
 import logging
 import os
-import platform
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,93 +33,6 @@ GATE_POLL = 0.0001
 
 #: The write-ahead log is folded into the file when it is larger than this, in bytes.
 CHECKPOINT_BYTES = 32 * 1024 * 1024
-
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-
-CREATE TABLE counters (
-    last_id INTEGER NOT NULL DEFAULT 0,
-    accepted INTEGER NOT NULL DEFAULT 0,
-    written INTEGER NOT NULL DEFAULT 0,
-    coalesced INTEGER NOT NULL DEFAULT 0,
-    dropped INTEGER NOT NULL DEFAULT 0,
-    lost INTEGER NOT NULL DEFAULT 0,
-    flushes INTEGER NOT NULL DEFAULT 0,
-    flushed INTEGER NOT NULL DEFAULT 0,
-    rows INTEGER NOT NULL DEFAULT 0,
-    failures INTEGER NOT NULL DEFAULT 0
-);
-
-INSERT INTO counters DEFAULT VALUES;
-
-CREATE TABLE lanes (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE,
-    inserts INTEGER NOT NULL DEFAULT 0,
-    updates INTEGER NOT NULL DEFAULT 0,
-    messages INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL DEFAULT 0,
-    accepted INTEGER NOT NULL DEFAULT 0,
-    last_id INTEGER NOT NULL DEFAULT 0,
-    nonces TEXT NOT NULL DEFAULT '',
-    reason TEXT, sqlstate TEXT, remedy TEXT,
-    since REAL, retry_at REAL,
-    tries INTEGER NOT NULL DEFAULT 0
-);
-
-CREATE TABLE operations (
-    id INTEGER PRIMARY KEY,
-    lane INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    data BLOB NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    held_since REAL, retry_at REAL
-);
-
-CREATE INDEX operations_by_lane ON operations (lane);
-
--- The counts of a lane change with its rows, and one page with every append.
-CREATE TRIGGER operation_enters AFTER INSERT ON operations BEGIN
-    UPDATE lanes SET
-        inserts = inserts + (new.kind = 'insert'),
-        updates = updates + (new.kind = 'update'),
-        messages = messages + (new.kind = 'message'),
-        bytes = bytes + length(new.data),
-        accepted = accepted + 1,
-        last_id = new.id
-    WHERE id = new.lane;
-END;
-
-CREATE TRIGGER operation_leaves AFTER DELETE ON operations BEGIN
-    UPDATE lanes SET
-        inserts = inserts - (old.kind = 'insert'),
-        updates = updates - (old.kind = 'update'),
-        messages = messages - (old.kind = 'message'),
-        bytes = bytes - length(old.data)
-    WHERE id = old.lane;
-END;
-
-CREATE INDEX operations_held ON operations (lane, retry_at) WHERE held_since IS NOT NULL;
-
-CREATE TABLE dead_letters (
-    id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL, table_name TEXT NOT NULL, data BLOB NOT NULL,
-    sqlstate TEXT, message TEXT NOT NULL, constraint_name TEXT,
-    attempts INTEGER NOT NULL, failed_at REAL NOT NULL
-);
-
-CREATE TABLE flushes (
-    at REAL NOT NULL, operations INTEGER NOT NULL, rows INTEGER NOT NULL,
-    seconds REAL NOT NULL, error TEXT
-);
-
-CREATE TABLE flusher (pid INTEGER, host TEXT, since REAL, heartbeat REAL);
-
-PRAGMA user_version = 1;
-"""
-
-#: The state of a row that another spool may have written already.
-MOVED = "HL004"
 
 
 class SpoolFile:
@@ -303,65 +213,6 @@ def _connect(path: Path, durability: Durability) -> sqlite3.Connection:
     return connection
 
 
-def prepare(connection: sqlite3.Connection, path: Path, now: float) -> None:
-    """Make the tables of a new file; give a file that was moved or copied a new identity."""
-    if not connection.execute("PRAGMA user_version").fetchone()[0]:
-        connection.execute("BEGIN IMMEDIATE")
-        if not connection.execute("PRAGMA user_version").fetchone()[0]:
-            for statement in SCHEMA.split("\n\n"):
-                connection.execute(statement)
-            connection.executemany(
-                "INSERT INTO meta VALUES (?, ?)",
-                [("spool_id", uuid.uuid4().hex), ("home", home(path))],
-            )
-        connection.execute("COMMIT")
-    (known,) = connection.execute("SELECT value FROM meta WHERE key = 'home'").fetchone()
-    if known != home(path):
-        connection.execute("BEGIN IMMEDIATE")
-        take_new_identity(
-            connection, path, now, f"its spool was moved or copied here from {json.loads(known)[1]}"
-        )
-        connection.execute("COMMIT")
-
-
-def take_new_identity(connection: sqlite3.Connection, path: Path, now: float, why: str) -> None:
-    """Become another spool.
-
-    What is queued may have been written elsewhere, so it becomes dead letters.
-    """
-    connection.execute(
-        "INSERT INTO dead_letters SELECT o.id, o.kind, l.name, o.data, ?, ?, NULL, o.attempts, ?"
-        " FROM operations o JOIN lanes l ON l.id = o.lane",
-        (MOVED, f"not written: {why}, and may have been written from there", now),
-    )
-    moved = connection.execute("DELETE FROM operations").rowcount
-    connection.execute(
-        "UPDATE lanes SET nonces = '', reason = NULL, sqlstate = NULL, remedy = NULL,"
-        " since = NULL, retry_at = NULL, tries = 0"
-    )
-    connection.executemany(
-        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-        [("spool_id", uuid.uuid4().hex), ("home", home(path))],
-    )
-    # What is the target of the original need not be the target of the copy.
-    connection.execute("DELETE FROM meta WHERE key = 'target_id'")
-    log.error(
-        "the spool %s takes a new identity, %d operations are dead letters: %s", path, moved, why
-    )
-
-
-def home(path: Path) -> str:
-    """What tells a copy from the original: machine, path and inode, as JSON."""
-    return json.dumps([_machine(), str(path.resolve()), os.stat(path).st_ino])
-
-
-def _machine() -> str:
-    try:
-        return Path("/etc/machine-id").read_text(encoding="ascii").strip() or platform.node()
-    except OSError:
-        return platform.node()
-
-
 def used_bytes(connection: sqlite3.Connection) -> int:
     """Pages in use times their size."""
     pages, free, size = (
@@ -375,17 +226,6 @@ def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the file is not, or no longer, a database."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def looks_damaged(path: Path) -> bool:
-    """Read the whole file: another process may have repaired it while this one waited."""
-    try:
-        with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
-            return bool(connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok")
-    except sqlite3.DatabaseError as error:
-        if is_damage(error):
-            return True
-        raise
 
 
 @contextmanager

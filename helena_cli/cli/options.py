@@ -16,7 +16,7 @@ import typer
 from helena_cli.errors import ExitCode
 
 if TYPE_CHECKING:
-    from helena_cli.config import Settings
+    from helena_cli.settings import Settings
 
 Parameters = ParamSpec("Parameters")
 

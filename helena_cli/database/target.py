@@ -9,9 +9,9 @@ from msgspec import Struct
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
-from helena_cli.config import Settings
 from helena_cli.database import embedded
 from helena_cli.errors import ConfigurationError
+from helena_cli.settings import Settings
 
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
 

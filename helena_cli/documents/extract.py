@@ -14,10 +14,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from helena_cli.config import DocumentSettings
 from helena_cli.documents import front_matter
 from helena_cli.documents.front_matter import clean
 from helena_cli.documents.rules import CLASSIFICATIONS, Classifier, compile_rules
+from helena_cli.settings import DocumentSettings
 
 TABLE = "es_document_references"
 

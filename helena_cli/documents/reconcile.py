@@ -12,7 +12,6 @@ from typing import TypedDict, Unpack
 
 from msgspec import Struct
 
-from helena_cli.config import DocumentSettings
 from helena_cli.documents import announce, missing, scan
 from helena_cli.documents.extract import TABLE, document_id, extract
 from helena_cli.documents.known import Known, Queue, Registry, State
@@ -20,6 +19,7 @@ from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Tr
 from helena_cli.documents.roots import Target, place
 from helena_cli.documents.rules import compile_rules
 from helena_cli.documents.scan import Filter, Found, Unreadable
+from helena_cli.settings import DocumentSettings
 
 __all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile"]
 

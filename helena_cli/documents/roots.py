@@ -11,9 +11,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from helena_cli.config import DocumentSettings
 from helena_cli.documents.scan import escape, unescape
 from helena_cli.errors import ConfigurationError, NamespaceClaimed, UsageError
+from helena_cli.settings import DocumentSettings
 
 logger = logging.getLogger(__name__)
 

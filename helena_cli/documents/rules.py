@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from msgspec import Struct
 
-from helena_cli.config import PathRule, Rules
 from helena_cli.errors import ConfigurationError
+from helena_cli.settings import PathRule, Rules
 
 Classification = Literal["public", "confidential", "internal", "restricted"]
 CLASSIFICATIONS: tuple[str, ...] = get_args(Classification)

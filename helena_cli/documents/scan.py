@@ -16,9 +16,9 @@ from pathlib import Path
 import pathspec
 from msgspec import Struct
 
-from helena_cli.config import DocumentSettings
 from helena_cli.documents.extract import TEXT_BYTES, Source
 from helena_cli.errors import ConfigurationError
+from helena_cli.settings import DocumentSettings
 
 IGNORE_FILE = ".helenaignore"
 

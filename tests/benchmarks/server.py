@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from helena_cli import config
 from helena_cli.database import embedded, schema
+from helena_cli.settings import Settings
 from tests.cluster import Cluster
 
 #: What a production server has, unlike the tests' own: commits reach the disk.
@@ -53,7 +54,7 @@ def database(admin: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def settings(dsn: str, **environ: str) -> Iterator[config.Settings]:
+def settings(dsn: str, **environ: str) -> Iterator[Settings]:
     """Settings for this database, with a state directory of their own."""
     with tempfile.TemporaryDirectory(prefix="helena-", dir="/tmp") as state:
         environ = {"HELENA_DSN": dsn, "HELENA_STATE_DIR": str(Path(state)), **environ}

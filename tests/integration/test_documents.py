@@ -14,7 +14,6 @@ import pytest
 from psycopg.rows import dict_row
 
 from helena_cli.batch.operation import Operation
-from helena_cli.config import DatabaseSettings, DocumentSettings, Settings
 from helena_cli.database.registry import DocumentRegistry
 from helena_cli.documents import reconcile, scan
 from helena_cli.documents.known import SETTLED_NS
@@ -22,6 +21,7 @@ from helena_cli.documents.prune import plan_prune, prune
 from helena_cli.documents.reconcile import Report
 from helena_cli.errors import ConfigurationError, NamespaceClaimed, SchemaMissing, UsageError
 from helena_cli.runtime import Runtime
+from helena_cli.settings import DatabaseSettings, DocumentSettings, Settings
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "hugo"
 needs_corpus = pytest.mark.skipif(not CORPUS.is_dir(), reason="there is no ../shared/corpus/hugo")

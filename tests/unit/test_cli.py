@@ -5,6 +5,7 @@ import pytest
 from helena_cli import config
 from helena_cli.cli import run
 from helena_cli.errors import ConfigurationError, DatabaseUnreachable, HelenaError, SpoolFull
+from helena_cli.settings import Settings
 
 
 @pytest.fixture
@@ -12,7 +13,7 @@ def failing(monkeypatch: pytest.MonkeyPatch):
     """Makes every command end with this error before it does anything."""
 
     def fail_with(error: BaseException, cause: BaseException | None = None) -> None:
-        def load(**_: object) -> config.Settings:
+        def load(**_: object) -> Settings:
             raise error from cause
 
         monkeypatch.setattr(config, "load", load)

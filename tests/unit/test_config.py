@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from helena_cli.config import Settings, file_to_write, has_password, load
+from helena_cli.config import file_to_write, has_password, load
 from helena_cli.errors import ConfigurationError, UsageError
+from helena_cli.settings import Settings
 
 
 @pytest.fixture(autouse=True)

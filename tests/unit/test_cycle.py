@@ -20,6 +20,8 @@ class ScriptedWriter:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.batches: list[Batch] = []
+        #: How many of the next answers to COMMIT get lost.
+        self.lost_answers = 0
 
     def write(
         self,
@@ -32,6 +34,9 @@ class ScriptedWriter:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         outcome = answer(batch, hold)
         seal(outcome)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise FlushFailed("connection lost")
         return outcome
 
     def maintain(self, tables: frozenset[str]) -> None:
@@ -190,10 +195,8 @@ def test_an_unknown_sqlstate_is_blamed_on_the_row_only_after_some_tries(
 def test_the_nonce_stays_until_a_commit_is_known(
     spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
-    def lose_the_answer(batch: Batch, _: object) -> Outcome:
-        raise FlushFailed("connection lost")
-
-    cycle, writer = make_cycle(lose_the_answer, write_all, write_all)
+    cycle, writer = make_cycle(write_all)
+    writer.lost_answers = 1
     for _ in range(3):
         add(spool, 100)
         clock.now += 100

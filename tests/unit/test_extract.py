@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from helena_cli.batch.operation import encode
-from helena_cli.config import DocumentSettings, PathRule, Rules, TagRule, TypeRule
 from helena_cli.documents import front_matter
 from helena_cli.documents.extract import TEXT_BYTES, Document, Source, document_id, extract
 from helena_cli.documents.rules import compile_rules
 from helena_cli.errors import ConfigurationError
+from helena_cli.settings import DocumentSettings, PathRule, Rules, TagRule, TypeRule
 
 READ_NS = 1_700_000_000_000_000_000
 

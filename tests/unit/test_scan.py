@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from helena_cli.config import DocumentSettings
 from helena_cli.documents.extract import TEXT_BYTES
 from helena_cli.documents.roots import default_namespace, place
 from helena_cli.documents.scan import Filter, Found, Unreadable, escape, look, read, unescape, walk
 from helena_cli.errors import ConfigurationError
+from helena_cli.settings import DocumentSettings
 
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="file names and modes as of POSIX")
 

@@ -294,7 +294,9 @@ def test_interrupted_transaction_is_taken_back(spool, file):
 # Room
 
 
-def fill_until_full(spool: Spool, table: str, *, size: int = 4000, limit: int = 10_000) -> SpoolFull:
+def fill_until_full(
+    spool: Spool, table: str, *, size: int = 4000, limit: int = 10_000
+) -> SpoolFull:
     for _ in range(limit):
         try:
             spool.append("insert", table, {"a": "x" * size})
@@ -698,7 +700,12 @@ def test_flushes_are_summed_up(spool, clock):
         spool.record(FlushRecord(clock.now + number, 10, 8, (number + 1) / 1000))
     spool.record(FlushRecord(clock.now + 100, 0, 0, 9.0, "no answer"))
     flushes = spool.flushes()
-    assert (flushes.count, flushes.operations, flushes.rows, flushes.failures) == (100, 1000, 800, 1)
+    assert (flushes.count, flushes.operations, flushes.rows, flushes.failures) == (
+        100,
+        1000,
+        800,
+        1,
+    )
     assert (flushes.p50_ms, flushes.p99_ms) == (pytest.approx(50.0), pytest.approx(99.0))
     assert flushes.operations_per_second == pytest.approx(1000 / 5.05)
     assert flushes.last == FlushRecord(clock.now + 100, 0, 0, 9.0, "no answer")

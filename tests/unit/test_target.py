@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helena_cli.config import DatabaseSettings, Settings, load
+from helena_cli.config import load
 from helena_cli.database import embedded
 from helena_cli.database.connection import Target, resolve, translate
 from helena_cli.errors import ConfigurationError, DatabaseRefused
+from helena_cli.settings import DatabaseSettings, Settings
 
 SECRET = "s3cr3t"
 
