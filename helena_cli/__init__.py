@@ -6,9 +6,27 @@ A durable queue and one polite writer.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from helena_cli.library import BatchEngine, add_operation, add_operations, flush
+    from helena_cli.library import (
+        BatchEngine,
+        add_agent_context,
+        add_document_reference,
+        add_message,
+        add_operation,
+        add_operations,
+        flush,
+        log_document_usage,
+    )
 
-__all__ = ["BatchEngine", "add_operation", "add_operations", "flush"]
+__all__ = [
+    "BatchEngine",
+    "add_agent_context",
+    "add_document_reference",
+    "add_message",
+    "add_operation",
+    "add_operations",
+    "flush",
+    "log_document_usage",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from helena_cli.settings import (
     BatchSettings,
     DatabaseSettings,
     DocumentSettings,
+    PendingSettings,
     Rules,
     Settings,
     SpoolSettings,
@@ -57,11 +58,13 @@ def load(
     if dsn_origin:
         origins["database.dsn"] = dsn_origin
     values["documents"].update(_absolute_roots(values["documents"], origins, config_file))
+    values["pending"].update(_absolute_pending(values["pending"], origins, config_file))
     settings = Settings(
         database=DatabaseSettings(**values["database"]),
         batch=BatchSettings(**values["batch"]),
         spool=SpoolSettings(**values["spool"]),
         documents=DocumentSettings(**values["documents"]),
+        pending=PendingSettings(**values["pending"]),
         state_dir=_state_dir(environ),
         config_file=config_file,
         origins=origins,
@@ -215,13 +218,32 @@ def _shorten(text: str, limit: int = 60) -> str:
 def _absolute_roots(
     documents: Mapping[str, Any], origins: Mapping[str, str], config_file: Path | None
 ) -> dict[str, tuple[str, ...]]:
-    """Roots named in the file are relative to its folder, all others to the current one."""
     if "roots" not in documents:
         return {}
-    from_file = config_file is not None and origins["documents.roots"] == str(config_file)
-    base = config_file.parent if config_file is not None and from_file else Path()
-    roots = (base / Path(root).expanduser() for root in documents["roots"])
-    return {"roots": tuple(os.path.abspath(root) for root in roots)}
+    base = _base(origins["documents.roots"], config_file)
+    return {"roots": tuple(_absolute(root, base) for root in documents["roots"])}
+
+
+def _absolute_pending(
+    pending: Mapping[str, Any], origins: Mapping[str, str], config_file: Path | None
+) -> dict[str, str]:
+    defaults = PendingSettings()
+    return {
+        key: _absolute(
+            pending.get(key, getattr(defaults, key)),
+            _base(origins.get(f"pending.{key}", str(config_file)), config_file),
+        )
+        for key in ("operations", "tasks", "backlog")
+    }
+
+
+def _base(origin: str, config_file: Path | None) -> Path:
+    """Folders named in the file are relative to its own, all others to the current one."""
+    return config_file.parent if config_file is not None and origin == str(config_file) else Path()
+
+
+def _absolute(path: str, base: Path) -> str:
+    return os.path.abspath(base / Path(path).expanduser())
 
 
 def _choose_dsn(
@@ -257,6 +279,13 @@ def _check(settings: Settings) -> None:
                 f"[documents] extensions: {extension!r} (from "
                 f"{settings.origin('documents.extensions')}) does not begin with a dot.",
                 remedy='Write it like ".md".',
+            )
+    for table in settings.pending.tables:
+        if not re.fullmatch(r"[^.\s][^.]*(\.[^.\s][^.]*)?", table):
+            raise ConfigurationError(
+                f"[pending] tables: {table!r} (from {settings.origin('pending.tables')}) is "
+                "neither a table's name nor schema.name.",
+                remedy='Write it like "notes" or "archive.notes".',
             )
     for place, pattern in _patterns(settings.documents.rules):
         try:

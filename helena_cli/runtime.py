@@ -5,15 +5,18 @@ that stopped first would leave the last operations behind.
 """
 
 import hashlib
+import os
 import platform
 import threading
 import time
+import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helena_cli.batch import naming
 from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.engine import Engine
 from helena_cli.batch.lease import Lease
@@ -45,13 +48,26 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._stack = ExitStack()
+        self.remaining = 0
+        self._begin()
+        _runtimes.add(self)
+
+    def _begin(self) -> None:
+        """Have no parts yet."""
+        self._lock = threading.RLock()
+        self._spool: Spool | None = None
+        self._engine: Engine | None = None
         self._server: EmbeddedServer | None = None
         self._embedded_dsn: str | None = None
+        self._stack = ExitStack()
         # Registered first, so that the server stops last.
         self._stack.callback(self._stop_server)
-        self._lock = threading.RLock()
-        self.remaining = 0
+
+    def _forget(self) -> None:
+        """In a forked child: leave the parts to the parent and make others when they are needed."""
+        # Not even thrown away: a connection that ends here would end the parent's.
+        _inherited.append((self._engine, self._stack))
+        self._begin()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -79,20 +95,29 @@ class Runtime:
         _refuse_network_file_system(path)
         return path
 
-    @cached_property
+    @property
     def spool(self) -> Spool:
         """The queue of the target database."""
-        spool = self._open_spool()
-        self._stack.callback(spool.close)
-        return spool
+        if self._spool is None:
+            with self._lock:
+                if self._spool is None:
+                    self._spool = self._open_spool()
+                    self._stack.callback(self._spool.close)
+        return self._spool
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """The engine; its thread starts with the first operation, or with `engine.start()`."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = self._make_engine()
+        return self._engine
+
+    def _make_engine(self) -> Engine:
         from helena_cli.database.writer import PostgresWriter
 
         spool, cycle_spool = self.spool, self._open_spool()
-        self._stack.callback(cycle_spool.close)
         batch = self.settings.batch
         policy = Policy(
             size=batch.size,
@@ -103,7 +128,7 @@ class Runtime:
             shutdown_timeout=batch.shutdown_timeout,
         )
         writer = PostgresWriter(self.connect, host=platform.node())
-        cycle = Cycle(cycle_spool, writer, policy, on_target=self._learn_alias)
+        cycle = Cycle(cycle_spool, writer, policy, on_target=self._learn_target)
         engine = Engine(spool, cycle_spool, cycle, writer, self._lease("lease"))
         self._stack.callback(self._close_engine, engine)
         return engine
@@ -115,7 +140,12 @@ class Runtime:
         """
         from helena_cli.database import connection
 
-        return connection.connect(self._started(), application=purpose)
+        try:
+            return connection.connect(self._started(), application=purpose)
+        except DatabaseUnreachable:
+            # The next attempt starts the embedded server again if it died.
+            self._embedded_dsn = None
+            raise
 
     @contextmanager
     def connection(self, application: str) -> Iterator["Connection"]:
@@ -182,18 +212,7 @@ class Runtime:
 
     @cached_property
     def _spool_path(self) -> Path:
-        """One spool per database, however it is called: by its own name until it is known."""
-        own = self._own_spool_path
-        alias = own.with_suffix(".alias")
-        if not alias.exists():
-            return own
-        known = self.state_dir / alias.read_text(encoding="utf-8")
-        if own.exists():
-            # What was queued before the name was known goes by its own spool's position rows.
-            with closing(self._open_spool(own)) as spool:
-                if spool.queue().total:
-                    return own
-        return known
+        return naming.spool_path(self._own_spool_path)
 
     @cached_property
     def _own_spool_path(self) -> Path:
@@ -202,22 +221,12 @@ class Runtime:
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
         return self.state_dir / f"{key[:60]}-{digest}.spool"
 
-    def _learn_alias(self, target_id: str) -> None:
-        """On first contact: if another name of this database has a spool already, use that next."""
-        own = self._own_spool_path
-        claim = self.state_dir / f"{target_id}.target"
-        with translated(claim):
-            try:
-                with claim.open("x", encoding="utf-8") as file:
-                    file.write(own.name)
-            except FileExistsError:
-                known = claim.read_text(encoding="utf-8")
-                if known != own.name and (self.state_dir / known).exists():
-                    own.with_suffix(".alias").write_text(known, encoding="utf-8")
+    def _learn_target(self, target_id: str) -> None:
+        naming.learn(self._spool_path, target_id)
 
-    def _open_spool(self, path: Path | None = None) -> Spool:
+    def _open_spool(self) -> Spool:
         return Spool.open(
-            path or self._spool_path,
+            self._spool_path,
             durability=self.settings.spool.durability,
             max_bytes=self.settings.spool.max_bytes,
             max_operation_bytes=self.settings.batch.max_operation_bytes,
@@ -238,17 +247,19 @@ class Runtime:
         if not self.target.embedded:
             return self.target
         with self._lock:
-            if self._embedded_dsn is None:
-                self._embedded_dsn = self._start_embedded()
-                target = replace(self.target, dsn=self._embedded_dsn)
+            known = self._embedded_dsn
+            target = replace(self.target, dsn=known or self._start_embedded())
+            if known is None:
                 with connection.connect(target, application="init") as fresh:
                     schema.initialise(fresh)
-        return replace(self.target, dsn=self._embedded_dsn)
+                self._embedded_dsn = target.dsn
+            return target
 
     def _start_embedded(self) -> str:
         from helena_cli.database.embedded import EmbeddedServer
 
-        self._server = EmbeddedServer(self.state_dir / "postgres")
+        if self._server is None:
+            self._server = EmbeddedServer(self.state_dir / "postgres")
         return self._server.start()
 
     def _stop_server(self) -> None:
@@ -268,3 +279,15 @@ def _refuse_network_file_system(path: Path) -> None:
             f"The state directory {path} lies on a network file system ({mounts[str(place)]}).",
             remedy="SQLite is not safe there. Set HELENA_STATE_DIR to a directory on a local disk.",
         )
+
+
+_runtimes: "weakref.WeakSet[Runtime]" = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _forget_in_child() -> None:
+    for runtime in list(_runtimes):
+        runtime._forget()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -105,6 +105,21 @@ class DocumentSettings(Struct, frozen=True):
     rules: Rules = Rules()
 
 
+Folder = Annotated[str, Meta(min_length=1)]
+
+
+class PendingSettings(Struct, frozen=True):
+    """The folders with files that programs left behind; `config.load` makes them absolute.
+
+    `tables` are those that the files of the backlog may write besides Helena's own.
+    """
+
+    operations: Folder = "helena_batch_pending"
+    tasks: Folder = "helena_tasks"
+    backlog: Folder = "sql/realtime_updates"
+    tables: tuple[str, ...] = ()
+
+
 class Settings(Struct, frozen=True):
     """Everything that can be set, after all sources have been merged."""
 
@@ -112,6 +127,7 @@ class Settings(Struct, frozen=True):
     batch: BatchSettings = BatchSettings()
     spool: SpoolSettings = SpoolSettings()
     documents: DocumentSettings = DocumentSettings()
+    pending: PendingSettings = PendingSettings()
     state_dir: Path = Path()
     config_file: Path | None = None
     #: "section.key" → the file, variable or option that set it; a default is absent.
@@ -127,4 +143,5 @@ SECTIONS: Mapping[str, type[Struct]] = {
     "batch": BatchSettings,
     "spool": SpoolSettings,
     "documents": DocumentSettings,
+    "pending": PendingSettings,
 }

@@ -18,7 +18,10 @@ from helena_cli.settings import SECTIONS, Rules
 PROJECT = Path(helena_cli.__file__).parent.parent
 EXAMPLE = (PROJECT / "config.example.toml").read_text(encoding="utf-8")
 
-PUBLIC_NAMES = {"add_operation", "add_operations", "flush", "BatchEngine"}
+PUBLIC_NAMES = {
+    *("add_operation", "add_operations", "flush", "BatchEngine"),
+    *("add_document_reference", "add_message", "add_agent_context", "log_document_usage"),
+}
 
 
 def readme() -> str:

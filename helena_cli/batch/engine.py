@@ -9,17 +9,19 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from helena_cli.batch.cycle import Cycle, Failure
 from helena_cli.batch.flush import Writer
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.ledger import Flusher
 from helena_cli.batch.spool import Spool
-from helena_cli.errors import SpoolError
+from helena_cli.errors import HelenaError, SpoolError
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 #: Seconds between two looks at the spool, with and without the lease.
 TICK = 0.1
@@ -53,7 +55,7 @@ class Engine:
         self._turned = threading.Condition()
         self._stopping = threading.Event()
         self._deadline = 0.0
-        self._started = False
+        self._started = self._ended = False
         self._thread: threading.Thread | None = None
         self._appended = 0
         self._since = self._beaten = self._maintained = 0.0
@@ -79,7 +81,8 @@ class Engine:
                 try:
                     self._thread = _spawn(self._run, "helena-flusher")
                 except RuntimeError as error:
-                    # There are too many, or the interpreter is ending: then `close` drains.
+                    # There are too many, or the interpreter is ending: then `flush` and `close`
+                    # do its work.
                     log.warning("helena-flusher was not started: %s", error)
 
     def add_operation(self, kind: str, table: str, data: Any) -> int:
@@ -117,6 +120,9 @@ class Engine:
         while not self._spool.is_settled(through):
             if deadline is not None and time.monotonic() >= deadline:
                 return False
+            if self._thread is None:
+                with self._lock:
+                    self._guarded(self._turn)
             with self._turned:
                 self._turned.wait(0.05)
         return True
@@ -130,13 +136,15 @@ class Engine:
         self._deadline = time.monotonic() + limit
         self._stopping.set()
         self._wake.set()
-        if self._thread is not None:
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
             # One statement may outlast the deadline; what it decides is safe either way.
-            self._thread.join(limit + 5.0)
-            if self._thread.is_alive():
+            thread.join(limit + 5.0)
+            if thread.is_alive():
                 log.error("helena-flusher did not stop in time: it still waits for the database")
-        elif self._started:
-            self._drain()
+        elif not self._ended:
+            self._end()
         return self._spool.queue().total
 
     def _check_open(self) -> None:
@@ -160,18 +168,18 @@ class Engine:
                 self._turned.notify_all()
             if self._wake.wait(TICK if self._lease.held else STANDBY_TICK):
                 self._wake.clear()
-        self._drain()
+        self._end()
 
-    def _guarded(self, work: Any) -> None:
+    def _guarded(self, work: Callable[[], Result]) -> Result | None:
         """A failure of one turn must not end the thread that keeps the promise."""
         try:
-            work()
+            return work()
         except SpoolError as error:
             log.error("%s %s", error, error.remedy)
-            self._stopping.wait(1.0)
         except Exception:
             log.exception("a turn of the flusher failed; the operations stay in the spool")
-            self._stopping.wait(1.0)
+        self._stopping.wait(1.0)
+        return None
 
     def _turn(self) -> None:
         self._appended = 0
@@ -187,35 +195,41 @@ class Engine:
             self._beat()
             self._maintain()
 
-    def _drain(self) -> None:
-        """Write what is left and hand on the lease.
+    def _end(self) -> None:
+        """Drain, hand on the lease, and close what only the flusher uses.
 
         Then look again: a process that ended meanwhile saw the lease taken, and relied upon it. One
         that goes on takes the lease within its tick.
         """
-        while self._lease.held or self._lease.acquire():
-            self._emptied = False
-            self._guarded(self._empty)
+        while self._started and self._guarded(self._drain):
             self._writer.close()
             self._lease.release()
-            if not self._emptied or not self._cycle_spool.pressure().count:
+            if self._guarded(self._is_settled) is not False:
                 break
             time.sleep(STANDBY_TICK)
+        self._ended = True
         self._cycle.close()
         self._writer.close()
+        self._lease.release()
+        self._cycle_spool.close()
 
-    def _empty(self) -> None:
-        """Write what was queued until now, if it can be written before the deadline.
+    def _drain(self) -> bool:
+        """Whether all is written that was queued by now and can be written.
 
         Two failures in a row mean that it has to wait for another process.
         """
-        through, tries = self._cycle_spool.request_flush(), 0
-        while time.monotonic() < self._deadline and tries < 2:
+        if not (self._lease.held or self._lease.acquire()):
+            return False
+        through, failures = self._cycle_spool.request_flush(), 0
+        while time.monotonic() < self._deadline and failures < 2:
             settled = self._cycle.turn(force=True)
-            tries = tries + 1 if self._cycle.failure else 0
-            if not tries and (not settled or self._cycle_spool.is_settled(through)):
-                self._emptied = True
-                return
+            failures = failures + 1 if self._cycle.failure else 0
+            if not failures and (not settled or self._cycle_spool.is_settled(through)):
+                return True
+        return False
+
+    def _is_settled(self) -> bool:
+        return self._cycle_spool.is_settled(self._cycle_spool.request_flush())
 
     def _beat(self) -> None:
         now = time.time()

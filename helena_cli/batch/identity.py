@@ -15,13 +15,14 @@ from helena_cli.errors import SpoolUnavailable
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 
 CREATE TABLE counters (
     last_id INTEGER NOT NULL DEFAULT 0,
+    folded_id INTEGER NOT NULL DEFAULT 0,
     accepted INTEGER NOT NULL DEFAULT 0,
     written INTEGER NOT NULL DEFAULT 0,
     coalesced INTEGER NOT NULL DEFAULT 0,
@@ -99,6 +100,13 @@ CREATE TABLE flushes (
 CREATE TABLE flusher (pid INTEGER, host TEXT, since REAL, heartbeat REAL);
 """
 
+#: The last table, for version 1 did not have it.
+CONSUMED = """
+CREATE TABLE IF NOT EXISTS consumed (
+    name TEXT NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (name, digest)
+);
+"""
+
 #: The state of a row that another spool may have written already.
 MOVED = "HL004"
 
@@ -121,6 +129,10 @@ def prepare(connection: sqlite3.Connection, path: Path, now: float) -> None:
         connection.execute("BEGIN IMMEDIATE")
         create(connection, home(path))
         connection.execute("COMMIT")
+    elif version < VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        _upgrade(connection)
+        connection.execute("COMMIT")
     known = connection.execute("SELECT value FROM meta WHERE key = 'home'").fetchone()
     if known is None:
         raise Damaged("its identity is missing")
@@ -138,6 +150,11 @@ def create(connection: sqlite3.Connection, where: str) -> None:
     connection.executemany(
         "INSERT INTO meta VALUES (?, ?)", [("spool_id", uuid.uuid4().hex), ("home", where)]
     )
+    _upgrade(connection)
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    connection.execute(CONSUMED)
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
@@ -166,6 +183,18 @@ def take_new_identity(connection: sqlite3.Connection, path: Path, now: float, wh
     log.error(
         "the spool %s takes a new identity, %d operations are dead letters: %s", path, moved, why
     )
+
+
+def spool_id(connection: sqlite3.Connection) -> str:
+    """The id of the spool."""
+    query = "SELECT value FROM meta WHERE key = 'spool_id'"
+    return str(connection.execute(query).fetchone()[0])
+
+
+def last_id(connection: sqlite3.Connection) -> int:
+    """The highest id that any operation in the tables has had."""
+    query = "SELECT max(last_id, (SELECT coalesce(max(last_id), 0) FROM lanes)) FROM counters"
+    return int(connection.execute(query).fetchone()[0])
 
 
 def home(path: Path, *, as_if_at: Path | None = None) -> str:

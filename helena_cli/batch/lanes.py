@@ -13,6 +13,11 @@ from helena_cli.batch.flush import Waiting
 REMEMBERED_NONCES = 16
 
 
+def sizes(connection: sqlite3.Connection) -> dict[str, int]:
+    """Table → bytes of data that wait for it."""
+    return dict(connection.execute("SELECT name, bytes FROM lanes").fetchall())
+
+
 def remember_nonce(connection: sqlite3.Connection, nonce: str, tables: Sequence[str]) -> None:
     for table in tables:
         row = connection.execute("SELECT nonces FROM lanes WHERE name = ?", (table,)).fetchone()

@@ -3,6 +3,7 @@
 Functions on an open transaction; `Spool` calls them.
 """
 
+import math
 import sqlite3
 from collections.abc import Sequence
 
@@ -223,4 +224,4 @@ def flushes(connection: sqlite3.Connection) -> Flushes:
 
 def _percentile_ms(seconds: Sequence[float], share: float) -> float | None:
     """The nearest-rank percentile of sorted seconds, in milliseconds."""
-    return seconds[min(len(seconds) - 1, int(share * len(seconds)))] * 1000 if seconds else None
+    return seconds[math.ceil(share * len(seconds)) - 1] * 1000 if seconds else None

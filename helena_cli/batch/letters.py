@@ -11,6 +11,8 @@ from msgspec import Struct
 
 from helena_cli.batch import lanes
 from helena_cli.batch.flush import Verdict
+from helena_cli.batch.identity import Damaged
+from helena_cli.batch.operation import KINDS
 
 
 class DeadLetter(Struct, frozen=True):
@@ -32,7 +34,7 @@ def bury(connection: sqlite3.Connection, dead: Sequence[Verdict], now: float) ->
     connection.executemany(
         "INSERT INTO dead_letters SELECT o.id, o.kind, l.name, o.data, ?, ?, ?, o.attempts + 1, ?"
         " FROM operations o JOIN lanes l ON l.id = o.lane WHERE o.id = ?",
-        [(v.sqlstate, v.message, v.constraint, now, v.operation_id) for v in dead],
+        [(v.sqlstate or None, v.message, v.constraint, now, v.operation_id) for v in dead],
     )
     lanes.delete(connection, [verdict.operation_id for verdict in dead])
 
@@ -47,14 +49,25 @@ def select(
         " AND (?2 IS NULL OR table_name = ?2) ORDER BY id"
     )
     wanted = None if ids is None else json.dumps(list(ids))
-    return [DeadLetter(*row) for row in connection.execute(query, (wanted, table))]
+    letters = [DeadLetter(*row) for row in connection.execute(query, (wanted, table))]
+    for letter in letters:
+        _check(letter.kind, letter.data)
+    return letters
 
 
 def remove(connection: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[str, str, bytes]]:
     """Take dead letters out, as (kind, table, data) in the order of their ids."""
-    rows = connection.execute(
-        "DELETE FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))"
-        " RETURNING id, kind, table_name, data",
-        (json.dumps(list(ids)),),
-    ).fetchall()
-    return [(kind, table, data) for _, kind, table, data in sorted(rows)]
+    # Not RETURNING: the SQLite of some systems with a new enough Python is too old for it.
+    those = "FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))"
+    wanted = (json.dumps(list(ids)),)
+    query = f"SELECT kind, table_name, data {those} ORDER BY id"
+    rows = connection.execute(query, wanted).fetchall()
+    for kind, _, data in rows:
+        _check(kind, data)
+    connection.execute(f"DELETE {those}", wanted)
+    return rows
+
+
+def _check(kind: object, data: object) -> None:
+    if kind not in KINDS or type(data) is not bytes:
+        raise Damaged("a dead letter is not what was buried")

@@ -28,24 +28,20 @@ PROBES = 20_000
 
 PAGE = 4096
 
+#: How long whoever closes the damaged file may take, in milliseconds.
+PATIENCE = 30_000
+
+_Text = str | None
+_At = float | None
+
 #: What a row must hold to be believed; a row of zeros is no operation.
 ROWS: dict[str, Any] = {
-    "counters": tuple[int, int, int, int, int, int, int, int, int, int],
-    "lanes": tuple[
-        int,
-        str,
-        *(int,) * 6,
-        str,
-        str | None,
-        str | None,
-        str | None,
-        float | None,
-        float | None,
-        int,
-    ],
+    "counters": tuple[int, int, int, int, int, int, int, int, int, int, int],
+    "lanes": tuple[int, str, int, int, int, int, int, int, str, _Text, _Text, _Text, _At, _At, int],
     "operations": tuple[int, int, Kind, bytes, int, float | None, float | None],
     "dead_letters": tuple[int, Kind, str, bytes, str | None, str, str | None, int, float],
     "flushes": tuple[float, int, int, float, str | None],
+    "consumed": tuple[str, str, float],
 }
 
 _check_data = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -66,6 +62,11 @@ def rebuild(path: Path, now: float) -> str:
         new.execute("PRAGMA synchronous = OFF")
         new.execute("BEGIN")
         identity.create(new, identity.home(fresh, as_if_at=path))
+        new.execute("COMMIT")
+        # SQLite would delete the log of an empty file.
+        if path.stat().st_size < PAGE or not _has_tables(path):
+            _graft(path, fresh)
+        new.execute("BEGIN")
         with closing(sqlite3.connect(path, isolation_level=None)) as old:
             report = _copy(old, new, path, now)
         new.execute("COMMIT")
@@ -75,10 +76,29 @@ def rebuild(path: Path, now: float) -> str:
     return f"{report}; the damaged file is {aside}"
 
 
-def make_readable(path: Path) -> None:
-    """Let SQLite read the log of a file that is empty or gone: it deletes that log otherwise."""
-    with path.open("ab") as file:
-        file.truncate(PAGE)
+def _has_tables(path: Path) -> bool:
+    with closing(sqlite3.connect(path)) as connection:
+        try:
+            for table in ROWS:
+                connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchall()
+        except sqlite3.DatabaseError:
+            return False
+    return True
+
+
+def _graft(path: Path, fresh: Path) -> None:
+    """Give a file whose first page is beyond reading, or that was cut off, the one of a new spool.
+
+    It says where the tables begin: in all spools at the same pages, for none is ever removed.
+    """
+    content = bytearray(fresh.read_bytes())
+    pages = max(len(content), -(-path.stat().st_size // PAGE) * PAGE) // PAGE
+    # The file has a log, and so many pages.
+    content[18:20] = b"\2\2"
+    content[28:32] = pages.to_bytes(4, "big")
+    with path.open("r+b") as file:
+        file.write(content[:PAGE])
+        file.truncate(pages * PAGE)
 
 
 def _swap(path: Path, fresh: Path) -> Path:
@@ -108,11 +128,13 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, path: Path, now: flo
     """Copy every row that can be read and believed, and make the books true again."""
     old.text_factory = lambda text: text.decode(errors="replace")
     # What the log holds belongs into the file that is kept, if that is possible at all.
+    old.execute("PRAGMA busy_timeout = 0").fetchall()
     with suppress(sqlite3.DatabaseError):
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    old.execute(f"PRAGMA busy_timeout = {PATIENCE}").fetchall()
     counted = _copy_counters(old, new)
     lanes = _is_whole(old, "lanes")
-    for table in ("lanes", "dead_letters", "flushes"):
+    for table in ("lanes", "dead_letters", "flushes", "consumed"):
         _insert(new, table, readable_rows(old, table))
     expected = _expected(new) if counted and lanes else None
     # The rows count themselves in; their ids come in no order.
@@ -123,48 +145,48 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, path: Path, now: flo
     _insert(new, "operations", readable_rows(old, "operations"))
     # Whoever is dead already was buried after this was written.
     new.execute("DELETE FROM operations WHERE id IN (SELECT id FROM dead_letters)")
-    _bury_unknown(new, now, everything=not (_copy_identity(old, new, path) and lanes))
+    _bury_unknown(new, now, everything=not (lanes and _copy_identity(old, new, path)))
     return _settle(new, expected)
 
 
 def readable_rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """Rows from both ends up to the damage, and in between wherever a rowid can be reached."""
-    last: int | None = None
-    low = -(2**63)
-    ascending = f"SELECT rowid, * FROM {table} WHERE rowid > ? ORDER BY rowid"
-    with suppress(sqlite3.DatabaseError):
-        for rowid, *row in connection.execute(ascending, (low,)):
-            last = rowid
-            yield tuple(row)
+    try:
+        connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchall()
+    except sqlite3.DatabaseError:
+        # Nobody knows where the table begins: no range will do.
         return
-    low = low if last is None else last
-    descending = f"SELECT rowid, * FROM {table} WHERE rowid > ? ORDER BY rowid DESC"
-    high = 2**63 - 1
-    with suppress(sqlite3.DatabaseError):
-        for rowid, *row in connection.execute(descending, (low,)):
-            high = rowid
-            yield tuple(row)
-    yield from _between(connection, table, low, high)
-
-
-def _between(
-    connection: sqlite3.Connection, table: str, low: int, high: int
-) -> Iterator[tuple[Any, ...]]:
-    """Halve the unreadable range, widest parts first, until its readable pages are found."""
-    query = f"SELECT rowid, * FROM {table} WHERE rowid > ? AND rowid < ? ORDER BY rowid"
-    ranges = deque([(low, high)])
+    ranges = deque([(-(2**63), 2**63 - 1)])
     for _ in range(PROBES):
         if not ranges:
             return
-        start, end = ranges.popleft()
-        try:
-            found = connection.execute(query, (start, end)).fetchall()
-        except sqlite3.DatabaseError:
-            middle = (start + end) // 2
-            halves = ((start, middle + 1), (middle, end))
-            ranges.extend(half for half in halves if half != (start, end) and half[1] - half[0] > 1)
-        else:
-            yield from (tuple(row[1:]) for row in found)
+        low, high = ranges.popleft()
+        with suppress(sqlite3.DatabaseError):
+            for number, *row in _walk(connection, table, low, high, "ASC"):
+                low = number
+                yield tuple(row)
+            continue
+        with suppress(sqlite3.DatabaseError):
+            for number, *row in _walk(connection, table, low, high, "DESC"):
+                high = number
+                yield tuple(row)
+            continue
+        # Widest parts first.
+        middle = (low + high) // 2
+        halves = ((low, middle + 1), (middle, high))
+        ranges.extend(half for half in halves if half != (low, high) and half[1] - half[0] > 1)
+
+
+def _walk(
+    connection: sqlite3.Connection, table: str, low: int, high: int, order: str
+) -> Iterator[tuple[Any, ...]]:
+    """The rows between two rowids. One by one: who reads ahead loses the last before the damage."""
+    query = (
+        f"SELECT rowid, * FROM {table} WHERE rowid > ? AND rowid < ? ORDER BY rowid {order} LIMIT 1"
+    )
+    while row := connection.execute(query, (low, high)).fetchone():
+        yield row
+        low, high = (row[0], high) if order == "ASC" else (low, row[0])
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:

@@ -11,13 +11,15 @@ accepted = written + coalesced + dead + dropped + spooled.
 import json
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from pathlib import Path
 from typing import Any, TypeVar
 
-from helena_cli.batch import lanes, ledger, letters, spoolfile
+from helena_cli.batch import consumed, fold, identity, lanes, ledger, letters, spoolfile
 from helena_cli.batch.flush import Outcome, Verdict, Waiting
+from helena_cli.batch.inbox import Record, Row
 from helena_cli.batch.ledger import (
     Conservation,
     Flusher,
@@ -28,9 +30,9 @@ from helena_cli.batch.ledger import (
     Queue,
 )
 from helena_cli.batch.letters import DeadLetter
-from helena_cli.batch.operation import Operation, encode
+from helena_cli.batch.operation import KINDS, Operation, encode
 from helena_cli.batch.spoolfile import Durability, SpoolFile
-from helena_cli.errors import SpoolFull
+from helena_cli.errors import InvalidOperation, SpoolFull
 
 Item = TypeVar("Item")
 
@@ -59,7 +61,7 @@ class Spool:
         self._max_operation_bytes = max_operation_bytes
         self._clock = clock
         # Measuring the pages costs as much as an append, so it is done now and then.
-        self._unmeasured = self._measure_every = min(65_536, max_bytes // 64)
+        self._unmeasured = self._measure_every = min(16 * MIB, max_bytes // 64)
 
     @classmethod
     def open(
@@ -101,74 +103,88 @@ class Spool:
 
         Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing was queued.
         """
-        encoded = encode(kind, table, data, max_bytes=self._max_operation_bytes)
-        return self._file.transact(
-            lambda connection: self._append(connection, kind, table, encoded)
-        )
+        row = (kind, table, encode(kind, table, data, max_bytes=self._max_operation_bytes))
+        self._check_room([row])
+        return self._file.accept([row])[0]
 
     def extend(self, operations: Iterable[tuple[Any, Any, Any]]) -> list[int]:
-        """Accept many operations in one transaction, all or none, and return their ids in order."""
-        limit = self._max_operation_bytes
-        rows = [
-            (kind, table, encode(kind, table, data, max_bytes=limit))
-            for kind, table, data in operations
-        ]
+        """Accept many operations in one write, all or none, and return their ids in order."""
+        rows = [self._row(operation) for operation in operations]
         if not rows:
             return []
-        return self._file.transact(lambda connection: self._append_all(connection, rows))
+        self._check_room(rows)
+        return list(self._file.accept(rows))
 
-    def _append(self, connection: sqlite3.Connection, kind: str, table: str, data: bytes) -> int:
-        """Write one encoded operation: one statement, for callers wait for it."""
-        row = (int(self._clock() * 1_000_000), table, kind, data)
+    def accept_file(
+        self, name: str, digest: str, operations: Iterable[tuple[Any, Any, Any]]
+    ) -> list[int] | None:
+        """Accept what a file holds, and note the file, in one transaction; the ids.
+
+        `name` is its absolute path, `digest` tells its content. None when it was noted already.
+        """
+        rows = [self._row(operation) for operation in operations]
+        self._check_room(rows)
+        now = self._clock()
+
+        def work(connection: sqlite3.Connection) -> list[int] | None:
+            if not consumed.note(connection, name, digest, now):
+                return None
+            return self._insert(connection, rows) if rows else []
+
+        return self._file.transact(work)
+
+    def accepted_files(self, folder: str) -> list[str]:
+        """The files of a folder that are noted as accepted, by their paths."""
+        return self._file.read(lambda connection: consumed.below(connection, folder))
+
+    def forget_files(self, names: Iterable[str]) -> None:
+        """Drop the notes of accepted files, for they have been put away."""
+        gone = list(names)
+        if gone:
+            self._file.transact(lambda connection: consumed.forget(connection, gone))
+
+    def _row(self, operation: tuple[Any, Any, Any]) -> tuple[str, str, bytes]:
         try:
-            cursor = connection.execute(APPEND, row)
-        except sqlite3.IntegrityError:
-            # Its lane, looked up by name, does not exist yet.
-            connection.execute("INSERT INTO lanes (name) VALUES (?)", (table,))
-            cursor = connection.execute(APPEND, row)
-        self._check_size(connection, len(data))
-        return int(cursor.lastrowid or 0)
+            kind, table, data = operation
+        except (TypeError, ValueError):
+            raise InvalidOperation(
+                "The operation was refused: it is not a triple of kind, table and data.",
+                field="operation",
+                remedy="Nothing was queued. Give each operation as (kind, table, data).",
+            ) from None
+        return kind, table, encode(kind, table, data, max_bytes=self._max_operation_bytes)
 
-    def _append_all(
-        self, connection: sqlite3.Connection, rows: Sequence[tuple[str, str, bytes]]
-    ) -> list[int]:
-        connection.executemany(
-            "INSERT OR IGNORE INTO lanes (name) VALUES (?)", {(table,) for _, table, _ in rows}
-        )
-        lanes_by_name = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
-        ((last,),) = connection.execute(f"SELECT {LAST_ID}").fetchall()
-        first = max(last + 1, int(self._clock() * 1_000_000))
-        ids = list(range(first, first + len(rows)))
-        connection.executemany(
-            "INSERT INTO operations (id, lane, kind, data) VALUES (?, ?, ?, ?)",
-            [
-                (number, lanes_by_name[table], kind, data)
-                for number, (kind, table, data) in zip(ids, rows, strict=True)
-            ],
-        )
-        self._check_size(connection, sum(len(data) for _, _, data in rows))
-        return ids
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[int]:
+        """Queue encoded operations within a transaction; their ids."""
+        ids = self._file.new_ids(connection, len(rows))
+        fold.insert(connection, [Record(i, *row) for i, row in zip(ids, rows, strict=True)])
+        return list(ids)
 
-    def _check_size(self, connection: sqlite3.Connection, size: int) -> None:
-        self._unmeasured += size
+    def _check_room(self, rows: Sequence[Row]) -> None:
+        """Refuse what does not fit, measured now and then. Raises SpoolFull."""
+        self._unmeasured += sum(len(data) for _, _, data in rows)
         if self._unmeasured < self._measure_every:
             return
-        used = spoolfile.used_bytes(connection)
+        sizes: Counter[str] = Counter()
+        for _, table, data in rows:
+            sizes[table] += len(data)
+        used, by_table = self._file.read(
+            lambda connection: (spoolfile.used_bytes(connection), lanes.sizes(connection))
+        )
         remedy = "See why it is not written (helena status), or raise [spool] max_bytes."
-        if used > self._max_bytes:
+        if used + sizes.total() > self._max_bytes:
             raise SpoolFull(
                 f"The queue is full: {used:,} of {self._max_bytes:,} bytes are in use; the"
                 " operation was not accepted.",
                 remedy=remedy,
             )
-        query = "SELECT bytes, name FROM lanes ORDER BY bytes DESC LIMIT 1"
-        ((used, table),) = connection.execute(query).fetchall()
-        if used > self._max_bytes // 2:
-            raise SpoolFull(
-                f"The queue for {table} holds {used:,} bytes, half of the spool's limit of"
-                f" {self._max_bytes:,}; the operation was not accepted.",
-                remedy=remedy,
-            )
+        for table, size in sizes.items():
+            if by_table.get(table, 0) + size > self._max_bytes // 2:
+                raise SpoolFull(
+                    f"The queue for {table} holds {by_table.get(table, 0):,} bytes, and may have"
+                    f" half of the spool's {self._max_bytes:,}; the operation was not accepted.",
+                    remedy=remedy,
+                )
         self._unmeasured = 0
 
     # Flushing: only the holder of the lease calls these
@@ -275,7 +291,7 @@ class Spool:
     def renew_identity(self, why: str) -> None:
         """Become a new spool; what is queued becomes dead letters, for it may have been written."""
         now = self._clock()
-        self._file.transact(lambda c: spoolfile.take_new_identity(c, self.path, now, why))
+        self._file.transact(lambda c: identity.take_new_identity(c, self.path, now, why))
 
     # Looking
 
@@ -283,9 +299,9 @@ class Spool:
         """Ask the flusher, in whatever process, to write all that is queued now; its last id."""
 
         def work(connection: sqlite3.Connection) -> int:
-            (last,) = connection.execute("SELECT coalesce(max(last_id), 0) FROM lanes").fetchone()
+            last = identity.last_id(connection)
             _set_meta(connection, "flush_through", str(last))
-            return int(last)
+            return last
 
         return self._file.transact(work)
 
@@ -301,9 +317,11 @@ class Spool:
         """What waits in one lane, in order, read in pieces."""
         query = f"{OPERATION} WHERE l.name = ? AND o.id > ? ORDER BY o.id LIMIT {CHUNK}"
         last = 0
-        while page := self._file.read(lambda c: c.execute(query, (0, table, last)).fetchall()):  # noqa: B023
-            yield from map(_operation, page)
-            last = page[-1][0]
+        while page := self._file.read(
+            lambda c: list(map(_operation, c.execute(query, (0, table, last))))  # noqa: B023
+        ):
+            yield from page
+            last = page[-1].id
 
     def conservation(self) -> Conservation:
         """Both sides of the law, in one snapshot."""
@@ -347,7 +365,7 @@ class Spool:
         def work(connection: sqlite3.Connection, chunk: Sequence[int]) -> int:
             rows = letters.remove(connection, chunk)
             if rows:
-                self._append_all(connection, rows)
+                self._insert(connection, rows)
             # They had been accepted before, and are counted as accepted again.
             connection.execute("UPDATE counters SET accepted = accepted - ?", (len(rows),))
             return len(rows)
@@ -378,13 +396,6 @@ class Spool:
         return str(row[0]) if row and row[0] else None
 
 
-LAST_ID = "max((SELECT last_id FROM counters), (SELECT coalesce(max(last_id), 0) FROM lanes))"
-
-APPEND = (
-    f"INSERT INTO operations (id, lane, kind, data) VALUES (max(?, 1 + {LAST_ID}),"
-    " (SELECT id FROM lanes WHERE name = ?), ?, ?)"
-)
-
 OPERATION = (
     "SELECT o.id, o.kind, l.name, o.data, o.attempts, o.held_since, o.held_since IS NULL OR"
     " o.retry_at <= ? FROM operations o JOIN lanes l ON l.id = o.lane"
@@ -393,6 +404,9 @@ OPERATION = (
 
 def _operation(row: tuple[Any, ...]) -> Operation:
     identifier, kind, table, data, attempts, held_since, due = row
+    # SQLite does not notice when the last page of a long row is lost.
+    if kind not in KINDS or type(data) is not bytes or data[-1:] != b"}":
+        raise identity.Damaged(f"operation {identifier} is not what was queued")
     return Operation(identifier, kind, table, data, attempts, held_since, bool(due))
 
 

@@ -1,10 +1,10 @@
-"""The SQLite file under the spool: opening, transactions, damage, and whether it is still itself.
+"""The SQLite file under the spool: opening, transactions, damage, forks.
 
 Every write takes three steps: the gate, a look whether the file at the path is still the one that
 is open, and BEGIN IMMEDIATE (a deferred BEGIN that turns into a write would fail at once when
 another process writes). The gate is a file lock for one at a time: the writers of all processes,
-and the repair of a damaged file. SQLite alone lets writers queue up too, but in sleeps of
-milliseconds.
+whoever opens the file, and the repair of a damaged one. SQLite alone lets writers queue up too, but
+in sleeps of milliseconds.
 """
 
 import errno
@@ -14,11 +14,14 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from helena_cli.batch import fold, identity, salvage
+from helena_cli.batch.inbox import Inbox, InboxFull, Row
 from helena_cli.errors import SpoolError, SpoolFull, SpoolUnavailable
 
 log = logging.getLogger(__name__)
@@ -34,60 +37,95 @@ GATE_POLL = 0.0001
 #: The write-ahead log is folded into the file when it is larger than this, in bytes.
 CHECKPOINT_BYTES = 32 * 1024 * 1024
 
+#: With less room than this on its disk, in bytes, a failed write means that the disk is full.
+ROOM = 1024 * 1024
+
 
 class SpoolFile:
     """One open spool file. Safe for threads; a lock makes its writers queue up.
 
     Raises SpoolUnavailable when the file can neither be opened nor made, SpoolFull when the disk is
-    full.
+    full. A fork closes it; both processes open it again when they use it.
     """
 
     def __init__(
         self, path: Path, *, durability: Durability, clock: Callable[[], float] = time.time
     ) -> None:
-        self.path = path
+        self.path = path.absolute()
         self._durability = durability
         self._clock = clock
         self._lock = threading.RLock()
         self._gate = -1
         self._connection: sqlite3.Connection | None = None
         self._inode = -1
-        with translated(path):
-            self._gate = os.open(f"{path}.gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        #: Where the records end that the open transaction has folded.
+        self._folded = 0
+        self._inbox = Inbox(Path(f"{self.path}.inbox"), sync=durability == "power", clock=clock)
+        _files.add(self)
         try:
-            self.transact(lambda _: None)
+            self.read(lambda _: None)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Close the file. Whoever closes it last makes SQLite fold the WAL into it."""
-        with self._lock:
+        """Close the file; a later use opens it again.
+
+        What is in the inbox goes into the tables first, where it can.
+        """
+        with suppress(SpoolError):
             if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+                self.read(lambda _: None)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._disconnect()
+            self._inbox.close()
             if self._gate >= 0:
                 os.close(self._gate)
                 self._gate = -1
 
+    def accept(self, rows: Sequence[Row]) -> range:
+        """Put operations into the inbox, all or none: durable when it returns the ids."""
+        with self._lock:
+            try:
+                return self._inbox.append(rows)
+            except InboxFull:
+                self.transact(lambda _: None)
+                with translated(self.path):
+                    return self._inbox.append(rows)
+            except OSError as error:
+                with translated(self.path):
+                    raise error
+
+    def new_ids(self, connection: sqlite3.Connection, count: int) -> range:
+        """Ids for rows of this transaction.
+
+        What was accepted before them is folded first: a lane never skips an id.
+        """
+        ids = self._inbox.reserve(count)
+        self._fold_inbox(connection)
+        return ids
+
     def transact(self, work: Work[Result]) -> Result:
-        """Run `work` in a write transaction.
+        """Run `work` in a write transaction, on all that was accepted before.
 
         A damaged file is repaired first and `work` run again.
         """
         return self._run(work, self._attempt_write)
 
     def read(self, work: Work[Result]) -> Result:
-        """Run `work` in one consistent snapshot."""
+        """Run `work` in one consistent snapshot, of all that was accepted before."""
         return self._run(work, self._attempt_read)
 
     def sync(self) -> None:
         """Put on the disk what has been committed so far, without holding up the appenders.
 
-        SQLite itself syncs the WAL under its write lock. The WAL carries none of SQLite's locks, so
+        SQLite itself syncs the log under its write lock. The log carries none of SQLite's locks, so
         that opening and closing it here releases none.
         """
-        with suppress(FileNotFoundError):
+        with translated(self.path), suppress(FileNotFoundError):
             wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(wal)
@@ -95,15 +133,13 @@ class SpoolFile:
                 os.close(wal)
 
     def checkpoint(self, *, at_least: int = CHECKPOINT_BYTES) -> None:
-        """Fold a WAL of so many bytes into the file. Only the holder of the lease does it."""
-        with self._lock, suppress(sqlite3.OperationalError, FileNotFoundError):
-            if os.stat(f"{self.path}-wal").st_size >= at_least:
-                self._open().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-    def used_bytes(self) -> int:
-        """The bytes of the pages in use; the file itself never shrinks."""
-        with self._lock:
-            return used_bytes(self._open())
+        """Fold a log of so many bytes into the file. Only the holder of the lease does it."""
+        with suppress(FileNotFoundError):
+            if os.stat(f"{self.path}-wal").st_size < at_least:
+                return
+            # What cannot be folded now is folded the next time.
+            with suppress(SpoolError):
+                self._run(_fold, self._attempt_fold)
 
     def _run(self, work: Work[Result], attempt: Callable[[Work[Result]], Result]) -> Result:
         with self._lock, translated(self.path):
@@ -112,88 +148,145 @@ class SpoolFile:
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise
-                log.error("the spool %s is damaged: %s", self.path, error)
-            self._repair()
+                # As text: a handler that kept the error would keep its cursors, and their locks.
+                log.error("the spool %s is damaged: %s", self.path, str(error))
+            self._behind_gate(self._repair)
             return attempt(work)
 
     def _attempt_write(self, work: Work[Result]) -> Result:
-        self._enter_gate()
+        # The lock may be there before an interrupt is: to unlock what is not locked does no harm.
         try:
-            return _transaction(self._open(), "BEGIN IMMEDIATE", work)
+            self._enter_gate()
+            connection = self._current() or self._open()
+
+            def whole(connection: sqlite3.Connection) -> Result:
+                self._fold_inbox(connection)
+                return work(connection)
+
+            result = _transaction(connection, "BEGIN IMMEDIATE", whole)
+            self._release_inbox(connection)
+            return result
         finally:
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
+            self._leave_gate()
+
+    def _fold_inbox(self, connection: sqlite3.Connection) -> None:
+        start, end = self._inbox.bounds()
+        self._folded = fold.fold(connection, self._inbox, start, end) if end else 0
+
+    def _release_inbox(self, connection: sqlite3.Connection) -> None:
+        """After the commit: the records are in the tables, so they need not be in the inbox."""
+        if self._folded:
+            self._inbox.release(self._folded)
+            self._inbox.belong_to(identity.spool_id(connection))
+            self._folded = 0
 
     def _attempt_read(self, work: Work[Result]) -> Result:
-        return _transaction(self._open(), "BEGIN", work)
+        if self._inbox.bounds()[1]:
+            try:
+                self._attempt_write(lambda _: None)
+            except sqlite3.OperationalError as error:
+                # On a full disk one can still read what is in the tables.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                    raise
+        connection = self._current() or self._behind_gate(self._open)
+        return _transaction(connection, "BEGIN", work)
+
+    def _attempt_fold(self, fold: Work[bool]) -> bool:
+        connection = self._current() or self._behind_gate(self._open)
+        # Appenders go on meanwhile. If they never pause the log never starts anew, and grows: then
+        # they wait for the rest of it.
+        return fold(connection) or self._behind_gate(lambda: fold(connection))
+
+    def _behind_gate(self, work: Callable[[], Result]) -> Result:
+        try:
+            self._enter_gate()
+            return work()
+        finally:
+            self._leave_gate()
 
     def _enter_gate(self) -> None:
         """Wait for the gate, but not for ever: its holder may be a stopped process."""
+        if self._gate < 0:
+            self._gate = os.open(f"{self.path}.gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + BUSY_TIMEOUT
         while True:
             try:
                 fcntl.flock(self._gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise sqlite3.OperationalError("another process does not let it go") from None
+                    raise _no_answer(self.path, "another process does not let it go") from None
                 time.sleep(GATE_POLL)
             else:
                 return
 
-    def _open(self) -> sqlite3.Connection:
-        """The connection to the file that lies at the path now: a repair replaces it."""
+    def _leave_gate(self) -> None:
+        if self._gate >= 0:
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
+
+    def _current(self) -> sqlite3.Connection | None:
+        """The connection, unless another file lies at the path by now: a repair replaces it."""
         if self._connection is not None:
-            try:
+            with suppress(FileNotFoundError):
                 if os.stat(self.path).st_ino == self._inode:
                     return self._connection
-            except FileNotFoundError:
-                pass
-            self._connection.close()
-            self._connection = None
+        return None
+
+    def _open(self) -> sqlite3.Connection:
+        """Open or make the file, alone behind the gate."""
+        self._disconnect()
         # Never open a file that exists: closing it would drop every POSIX lock that SQLite holds on
         # it.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if not os.stat(self.path).st_size and _size(f"{self.path}-wal"):
+            log.error("the spool %s is empty beside its log", self.path)
+            log.error("%s", salvage.rebuild(self.path, self._clock()))
         self._inode = os.stat(self.path).st_ino
         connection = _connect(self.path, self._durability)
         try:
-            prepare(connection, self.path, self._clock())
+            identity.prepare(connection, self.path, self._clock())
         except BaseException:
             connection.close()
             raise
         self._connection = connection
+        self._inbox.begin_after(identity.last_id(connection))
+        if not self._inbox.bounds()[1]:
+            self._inbox.belong_to(identity.spool_id(connection))
         return connection
 
-    def _repair(self) -> None:
-        """Move the damaged file aside and salvage what can be read, alone behind the gate."""
-        from helena_cli.batch.salvage import salvage
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-        self._enter_gate()
-        try:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            if not looks_damaged(self.path):
+    def _repair(self) -> None:
+        """Replace the damaged file by what can be salvaged of it, alone behind the gate."""
+        self._disconnect()
+        with suppress(FileNotFoundError):
+            if os.stat(self.path).st_ino != self._inode:
+                # Another process repaired it while this one waited.
                 return
-            aside = Path(f"{self.path}.damaged-{time.time_ns()}")
-            for suffix in ("", "-wal", "-shm"):
-                with suppress(FileNotFoundError):
-                    os.rename(f"{self.path}{suffix}", f"{aside}{suffix}")
-            report = salvage(aside, self._open())
-            log.error("moved it to %s; %s", aside, report)
-        finally:
-            fcntl.flock(self._gate, fcntl.LOCK_UN)
+            log.error("%s", salvage.rebuild(self.path, self._clock()))
 
 
 def _transaction(connection: sqlite3.Connection, begin: str, work: Work[Result]) -> Result:
-    connection.execute(begin)
     try:
+        # Within the try: an interrupt may come as soon as the transaction is open.
+        connection.execute(begin)
         result = work(connection)
         connection.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
+        if connection.in_transaction:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
         raise
     return result
+
+
+def _fold(connection: sqlite3.Connection) -> bool:
+    """Whether the whole log is in the file now."""
+    _, frames, folded = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return bool(frames == folded)
 
 
 def _connect(path: Path, durability: Durability) -> sqlite3.Connection:
@@ -201,10 +294,16 @@ def _connect(path: Path, durability: Durability) -> sqlite3.Connection:
         path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
     )
     try:
-        level = "FULL" if durability == "power" else "NORMAL"
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        connection.execute(f"PRAGMA synchronous = {level}")
+        if durability == "power":
+            connection.execute("PRAGMA synchronous = FULL")
+            # On macOS alone fsync leaves the data in the drive's cache.
+            connection.execute("PRAGMA fullfsync = ON")
+        else:
+            connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+        # Once folded, a log that was large is cut, or it would be folded again and again.
+        connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES // 2}").fetchall()
         # Statement journals in files would cost more than the statements.
         connection.execute("PRAGMA temp_store = MEMORY")
     except BaseException:
@@ -223,9 +322,14 @@ def used_bytes(connection: sqlite3.Connection) -> int:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the file is not, or no longer, a database."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    """Whether the file is not, or no longer, a database, or holds what nobody wrote."""
+    if isinstance(error, identity.Damaged):
+        return True
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # The only one of this class that does not come from SQLite: a text is not Unicode.
+        return type(error) is sqlite3.OperationalError
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
@@ -233,6 +337,9 @@ def translated(path: Path) -> Iterator[None]:
     """Turn the errors of SQLite and of the file system into Helena's."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        # A bug, and not the file's fault.
+        raise
     except sqlite3.Error as error:
         raise _translate(error, getattr(error, "sqlite_errorcode", 0) & 0xFF, path) from error
     except OSError as error:
@@ -242,7 +349,8 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def _translate(error: Exception, code: int, path: Path) -> SpoolError:
-    if code == sqlite3.SQLITE_FULL:
+    # Some files must grow before SQLite writes into them; it does not say then what was in the way.
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _room(path) < ROOM):
         return SpoolFull(
             f"The disk of the queue is full ({path}); the operation was not accepted.",
             remedy="Free some space, or move the state directory (HELENA_STATE_DIR).",
@@ -257,7 +365,55 @@ def _translate(error: Exception, code: int, path: Path) -> SpoolError:
             f"The queue {path} cannot be used: {error}.",
             remedy="Helena needs a local directory that it may write to: set HELENA_STATE_DIR.",
         )
+    return _no_answer(path, str(error))
+
+
+def _no_answer(path: Path, reason: str) -> SpoolError:
     return SpoolError(
-        f"The queue {path} did not answer: {error}.",
+        f"The queue {path} did not answer: {reason}.",
         remedy="Another process may hold it; try again, and look with: helena status.",
     )
+
+
+def _room(path: Path) -> int:
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return ROOM
+    return disk.f_bavail * disk.f_frsize
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+_files: "weakref.WeakSet[SpoolFile]" = weakref.WeakSet()
+_forking: list[SpoolFile] = []
+_one_fork = threading.Lock()
+
+
+def _before_fork() -> None:
+    """Let no connection be inherited.
+
+    SQLite notes within the process which locks it has. A child that inherited these notes would
+    believe that it held its parent's locks, and its parent would delete the log under its feet.
+    """
+    _one_fork.acquire()
+    for file in list(_files):
+        file._lock.acquire()
+        _forking.append(file)
+        # In the middle of a transaction of this very thread nothing can be done.
+        if file._connection is None or not file._connection.in_transaction:
+            file._let_go()
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop()._lock.release()
+    _one_fork.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from helena_cli.cli import dead_letters, init, options, process_pending, status
+from helena_cli.cli import dead_letters, enqueue, init, options, process_pending, status
 from helena_cli.errors import ExitCode, HelenaError
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ app.add_typer(
     dead_letters.app,
     name="dead-letters",
     short_help="List, show, retry or drop refused operations.",
+)
+app.command("enqueue", short_help="Queue operations read as JSON lines from stdin.")(
+    enqueue.command
 )
 app.command("init", short_help="Create or upgrade the tables.")(init.command)
 

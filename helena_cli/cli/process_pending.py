@@ -14,6 +14,8 @@ from helena_cli.errors import DatabaseUnreachable, ExitCode, HelenaError, Refuse
 
 if TYPE_CHECKING:
     from helena_cli.cli.run_summary import Summary
+    from helena_cli.database.connection import Connection
+    from helena_cli.documents.json_files import PendingReport
     from helena_cli.documents.prune import PrunePlan
     from helena_cli.documents.reconcile import Report
     from helena_cli.runtime import Runtime
@@ -42,11 +44,11 @@ def command(
     allow_missing: AllowMissing = False,
     yes: Yes = False,
 ) -> ExitCode:
-    """Index new, changed and missing documents, then write all that is queued.
+    """Take in pending files, index new, changed and missing documents, write all that is queued.
 
-    Without PATH and without configured roots it only writes what is queued. It waits until nothing
-    more can be written, by whichever process of this host; what has to wait for something else is
-    reported as remaining.
+    Without PATH and without configured roots it looks at no documents but those of pending tasks.
+    It waits until nothing more can be written, by whichever process of this host; what has to wait
+    for something else is reported as remaining.
     """
     from helena_cli.cli import run_summary
     from helena_cli.runtime import Runtime
@@ -62,7 +64,7 @@ def command(
         run = _Run(runtime, places, dry_run=dry_run)
         error: HelenaError | None = None
         try:
-            run.index(allow_missing=allow_missing)
+            run.work(allow_missing=allow_missing)
             if prune:
                 run.prune(yes=yes, may_ask=not common.json)
         except (DatabaseUnreachable, Refused) as caught:
@@ -94,14 +96,23 @@ class _Run:
         self._flushes_before = runtime.spool.flushes().count
         self._stuck_before = _stuck(runtime)
         self._report: Report | None = None
+        self._files: PendingReport | None = None
         self._plan: PrunePlan | None = None
         self._pruned = 0
         self._unreachable = False
 
-    def index(self, *, allow_missing: bool) -> None:
-        """Queue what has changed in the folders, and wait until the queue is written."""
+    def work(self, *, allow_missing: bool) -> None:
+        """Queue what lies about and what has changed, and wait until the queue is written."""
+        from helena_cli.database import schema
+
         try:
-            self._reconcile(allow_missing=allow_missing)
+            with self._runtime.connection("process-pending") as connection:
+                # Before anything is queued, and also when there is nothing to queue.
+                schema.target_id(connection)
+                if not self._dry_run:
+                    self._runtime.engine.start()
+                self._files = self._take_in_operations()
+                self._files += self._index(connection, allow_missing=allow_missing)
             if not self._dry_run:
                 waiting = render.many(self._runtime.spool.queue().total, "operation")
                 with render.progress(f"Writing {waiting}"):
@@ -138,6 +149,7 @@ class _Run:
         flushes = spool.flushes()
         return Summary(
             report=self._report,
+            files=self._files,
             before=self._before,
             after=spool.conservation(),
             flushes=flushes.count - self._flushes_before,
@@ -154,29 +166,48 @@ class _Run:
             spool=str(spool.path),
         )
 
-    def _reconcile(self, *, allow_missing: bool) -> None:
-        from helena_cli.database import schema
+    def _take_in_operations(self) -> "PendingReport":
+        from helena_cli.documents.pending import drain_operation_files
+
+        settings = self._runtime.settings
+        with render.progress("Taking in operation files"):
+            return drain_operation_files(
+                Path(settings.pending.operations),
+                self._runtime.spool,
+                max_bytes=settings.batch.max_operation_bytes,
+                dry_run=self._dry_run,
+            )
+
+    def _index(self, connection: "Connection", *, allow_missing: bool) -> "PendingReport":
+        """Bring the documents of the places and of the tasks up to date, in one pass."""
         from helena_cli.database.registry import DocumentRegistry
         from helena_cli.documents.reconcile import reconcile
+        from helena_cli.documents.tasks import Tasks
 
-        with self._runtime.connection("process-pending") as connection:
-            # Before anything is queued, and also when there is nothing to queue.
-            schema.target_id(connection)
-            if not self._places:
-                return
-            if not self._dry_run:
-                self._runtime.engine.start()
-            with render.progress("Looking at documents") as progress:
-                self._report = reconcile(
-                    self._places,
-                    settings=self._runtime.settings.documents,
-                    host=self._host,
-                    registry=DocumentRegistry(connection),
-                    queue=self._runtime.spool,
-                    dry_run=self._dry_run,
-                    allow_missing=allow_missing,
-                    progress=progress,
-                )
+        settings = self._runtime.settings
+        with Tasks(
+            Path(settings.pending.tasks),
+            base=settings.config_file.parent if settings.config_file else Path(),
+            max_bytes=settings.batch.max_operation_bytes,
+            dry_run=self._dry_run,
+        ) as tasks:
+            registry = DocumentRegistry(connection)
+            documents = settings.documents
+            if tasks.documents:
+                documents = tasks.select(documents, registry.roots(self._host), self._places)
+            if self._places or tasks.documents:
+                with render.progress("Looking at documents") as progress:
+                    self._report = reconcile(
+                        [*self._places, *tasks.documents],
+                        settings=documents,
+                        host=self._host,
+                        registry=registry,
+                        queue=self._runtime.spool,
+                        dry_run=self._dry_run,
+                        allow_missing=allow_missing,
+                        progress=progress,
+                    )
+            return tasks.settle(self._report)
 
 
 def _stuck(runtime: "Runtime") -> int:

@@ -6,9 +6,14 @@ from msgspec import Struct, to_builtins
 
 from helena_cli.batch.ledger import Conservation, Flushes, Lane
 from helena_cli.cli import render
+from helena_cli.documents.json_files import PendingReport
+from helena_cli.documents.outbox import Failure
 from helena_cli.documents.prune import PrunePlan
 from helena_cli.documents.reconcile import Report
 from helena_cli.errors import ExitCode
+
+#: Counts of operation and task files.
+FILES = ("found", "accepted", "failed", "skipped")
 
 
 class Summary(Struct, frozen=True):
@@ -16,6 +21,8 @@ class Summary(Struct, frozen=True):
 
     #: None when no document was looked at.
     report: Report | None
+    #: Operation and task files; None when the run did not get so far.
+    files: PendingReport | None
     before: Conservation
     after: Conservation
     #: Flushes during this run.
@@ -45,12 +52,18 @@ class Summary(Struct, frozen=True):
         }
         return {**changes, "remaining": self.after.spooled}
 
+    def failures(self) -> list[Failure]:
+        """What is wrong with files and folders, in the order in which they were looked at."""
+        parts = (self.files, self.report)
+        return [failure for part in parts if part is not None for failure in part.failures]
+
     def exit_code(self) -> ExitCode:
-        """PARTIAL when a document or an operation of this run did not get where it should."""
+        """PARTIAL when a file or an operation of this run did not get where it should."""
         report = self.report
         incomplete = report is not None and (report.failed or report.incomplete)
+        unusable = self.files is not None and self.files.failed
         stuck = self.operations()["dead"] or self.stuck > self.stuck_before
-        return ExitCode.PARTIAL if incomplete or stuck else ExitCode.DONE
+        return ExitCode.PARTIAL if incomplete or unusable or stuck else ExitCode.DONE
 
 
 def show(summary: Summary, *, as_json: bool) -> None:
@@ -68,27 +81,28 @@ def show(summary: Summary, *, as_json: bool) -> None:
 
 def _document(summary: Summary) -> dict[str, Any]:
     """The contract with other programs: keys may be added, never renamed."""
-    report = summary.report
+    report, files, plan = summary.report, summary.files, summary.plan
     names = ("found", "new", "changed", "unchanged", "missing", "failed")
-    plan = summary.plan
     return {
         "documents": {name: getattr(report, name) if report else 0 for name in names},
-        "operation_files": {"found": 0, "accepted": 0, "failed": 0},
+        "operation_files": {name: getattr(files, name) if files else 0 for name in FILES},
         "backlog": {"found": 0, "applied": 0, "failed": 0},
         "operations": summary.operations(),
         "flushes": summary.flushes,
         "seconds": round(summary.seconds, 3),
-        "failures": to_builtins(report.failures) if report else [],
+        "failures": to_builtins(summary.failures()),
         "dry_run": summary.dry_run,
         "prune": plan and {**to_builtins(plan), "deleted": summary.pruned},
     }
 
 
 def _print(summary: Summary) -> None:
-    report = summary.report
+    report, files = summary.report, summary.files
     facts = []
     if summary.dry_run:
         facts.append(("Dry run", "nothing was claimed, queued or written"))
+    if files is not None and files.found:
+        facts.append(("Pending files", _files(files)))
     if report is not None:
         facts.append(("Documents", _documents(report)))
     elif summary.places:
@@ -100,9 +114,9 @@ def _print(summary: Summary) -> None:
         facts.append(("Prune", _prune(summary, summary.plan)))
     facts.append(("Time", render.duration(summary.seconds)))
     render.print_facts(facts)
-    if report is not None and report.failures:
+    if failures := summary.failures():
         render.print_heading("What is wrong with files and folders")
-        render.print_table(("path", "reason"), ((one.path, one.reason) for one in report.failures))
+        render.print_table(("path", "reason"), ((one.path, one.reason) for one in failures))
     if summary.waiting:
         render.print_heading("Tables that cannot be written now")
         render.print_table(
@@ -112,6 +126,11 @@ def _print(summary: Summary) -> None:
         )
     if summary.operations()["dead"]:
         render.say("The database refused operations. Why: helena dead-letters list")
+
+
+def _files(files: PendingReport) -> str:
+    text = f"{files.found:,} found: {files.accepted:,} accepted, {files.failed:,} failed"
+    return f"{text}, {files.skipped:,} skipped" if files.skipped else text
 
 
 def _documents(report: Report) -> str:

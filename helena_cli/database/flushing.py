@@ -28,8 +28,8 @@ MOST_HELD = 1000
 
 _COPIED = Waiting(
     "the position row was written by another copy of this spool (restored or copied)",
-    remedy="Only one copy of a spool may go on. Stop the other one; or, if this is the restored "
-    "one, move its file aside so that a new one is made.",
+    remedy="Only one copy of a spool may go on. To go on with this one: helena init --new-spool; "
+    "what is queued becomes dead letters, to be retried or dropped by hand.",
 )
 
 
@@ -56,7 +56,8 @@ class Flush:
         self._ask = hold
         self._host = host
         self._since = since
-        #: Lane → its operations that no earlier flush has settled, and those that one has.
+        #: Lane → all of its operations; those that no earlier flush has settled; and the others.
+        self._given: dict[str, list[Operation]] = defaultdict(list)
         self._work: dict[str, list[Operation]] = defaultdict(list)
         self._skipped: dict[str, list[int]] = defaultdict(list)
         self._tables: dict[str, Table] = {}
@@ -85,7 +86,8 @@ class Flush:
             if batch.target_id not in (None, target_id):
                 raise _foreign_database(batch.target_id, target_id)
             lanes = {operation.table for operation in batch.operations}
-            found = position.lock(self._transaction, batch.spool_id, self._host, lanes)
+            found, refused = position.lock(self._transaction, batch.spool_id, self._host, lanes)
+            self._waiting.update(refused)
             return target_id, found
         except psycopg.Error as caught:
             error = caught
@@ -100,6 +102,7 @@ class Flush:
             lane = operation.table
             if lane in self._waiting:
                 continue
+            self._given[lane].append(operation)
             if positions[lane].is_due(operation.id):
                 self._work[lane].append(operation)
             else:
@@ -164,9 +167,10 @@ class Flush:
 
     def _move(self, found: Position, held: Sequence[Verdict]) -> Move:
         """Where the position of a lane goes. Raises LaneFailed when too much is held."""
-        ids = {o.id: o for o in self._batch.operations if o.table == found.table}
+        given = self._given[found.table]
+        ids = {operation.id for operation in given}
         # What is not in the batch was settled by hand, unless the spool has yet to come to it.
-        reached = max((o.id for o in ids.values() if o.held_since is None), default=0)
+        reached = max((o.id for o in given if o.held_since is None), default=0)
         keep = {id for id in found.held if id > reached and id not in ids}
         keep |= {operation.id for operation in self._work[found.table] if not operation.due}
         keep |= {v.operation_id for v in held if v.operation_id in ids}
@@ -193,8 +197,8 @@ class Flush:
 def _foreign_database(expected: str | None, found: str) -> FlushFailed:
     error = ConfigurationError(
         f"This spool belongs to another database: it was made for {expected}, this one is {found}.",
-        remedy="Mend the address of the database, or give this one a queue of its own: set "
-        "HELENA_STATE_DIR to another directory.",
+        remedy="Mend the address of the database; or, if this is the right one now: helena init "
+        "--new-spool, which makes dead letters of what is queued, to be retried or dropped.",
     )
     failed = FlushFailed(str(error), remedy=error.remedy)
     failed.__cause__ = error

@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 from msgspec import Struct
 
-from helena_cli.batch.flush import FlushFailed
-from helena_cli.database.failure import flush_failed
+from helena_cli.batch.flush import FlushFailed, Waiting
+from helena_cli.database.failure import Failure, classify, flush_failed, waiting
 from helena_cli.database.transaction import Transaction
 from helena_cli.errors import HelenaError, SchemaMissing
 
@@ -28,8 +28,8 @@ ON CONFLICT (spool_id, table_name) DO NOTHING"""
 
 _ADVANCE = b"""\
 UPDATE helena.spool_position AS p
-   SET last_operation_id = greatest(p.last_operation_id, moved.last_id),
-       held = moved.held, nonce = $3, host = $4, updated_at = now()
+   SET last_operation_id = moved.last_id, held = moved.held,
+       nonce = $3, host = $4, updated_at = now()
   FROM json_to_recordset($1) AS moved(table_name text, last_id bigint, held bigint[])
  WHERE p.spool_id = $2 AND p.table_name = moved.table_name"""
 
@@ -58,9 +58,32 @@ def target_id(transaction: Transaction) -> str:
 
 def lock(
     transaction: Transaction, spool_id: str, host: str, tables: Iterable[str]
-) -> dict[str, Position]:
-    """The positions of these tables, in the one order in which everybody locks them."""
+) -> tuple[dict[str, Position], dict[str, Waiting]]:
+    """Lock the positions of these tables; a name that cannot even be stored must wait."""
     names = sorted(tables)
+    try:
+        with transaction.savepoint():
+            return _lock(transaction, spool_id, host, names), {}
+    except psycopg.Error as error:
+        if classify(error.sqlstate) is not Failure.ROW:
+            raise
+    found: dict[str, Position] = {}
+    refused: dict[str, Waiting] = {}
+    for name in names:
+        try:
+            with transaction.savepoint():
+                found |= _lock(transaction, spool_id, host, [name])
+        except psycopg.Error as error:
+            if classify(error.sqlstate) is not Failure.ROW:
+                raise
+            refused[name] = waiting(error)
+    return found, refused
+
+
+def _lock(
+    transaction: Transaction, spool_id: str, host: str, names: list[str]
+) -> dict[str, Position]:
+    """Names come sorted: this is the one order in which everybody locks them."""
     found = _select(transaction, spool_id, names)
     missing = [name for name in names if name not in found]
     if missing:

@@ -16,6 +16,7 @@ FROM es_document_references,
     AS m(modified_ns text, changed_ns text, read_ns text, deleted_at text)
 WHERE metadata @> jsonb_build_object('namespace', %s::text)
 """
+_THESE = "AND es_doc_id = ANY(%s)"
 
 _Row = tuple[str, str | None, int | None, str | None, str | None, str | None, str | None]
 
@@ -63,11 +64,16 @@ class DocumentRegistry:
                 f"DELETE FROM helena.roots WHERE namespace = {quoted}.",
             )
 
-    def documents(self, namespace: str) -> Iterator[_Row]:
-        """es_doc_id, sha256, file_size, and modified_ns, changed_ns, read_ns and deleted_at of the
-        metadata, of all documents that were indexed under this namespace."""
+    def documents(self, namespace: str, doc_ids: Sequence[str] | None = None) -> Iterator[_Row]:
+        """The documents that were indexed under this namespace: these, or all.
+
+        es_doc_id, sha256, file_size; of the metadata modified_ns, changed_ns, read_ns, deleted_at.
+        """
         with _translated():
-            yield from self._connection.execute(_DOCUMENTS, [namespace])
+            if doc_ids is None:
+                yield from self._connection.execute(_DOCUMENTS, [namespace])
+            else:
+                yield from self._connection.execute(_DOCUMENTS + _THESE, [namespace, list(doc_ids)])
 
     def metadata(self, doc_ids: Sequence[str]) -> list[tuple[str, str]]:
         """The metadata of these documents, as JSON."""

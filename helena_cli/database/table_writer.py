@@ -101,24 +101,33 @@ class TableWriter:
             self._write(group.rows)
         return self.result
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        """Write rows of one mode and one set of columns."""
+    def _write(self, rows: Sequence[Row]) -> bool:
+        """Write rows of one mode and one set of columns; whether that went well at once."""
         rows = self._unblocked(rows)
         error = self._send(rows) if rows else None
         if error is None:
             self._record(rows)
-            return
+            return True
         if self._judge(error) is Failure.ROW and len(rows) > 1:
-            middle = len(rows) // 2
-            # The older half first: of two rows that exclude each other the older one stays.
-            self._write(rows[:middle])
-            self._write(rows[middle:])
+            self._halve(rows)
         elif any(row.merged for row in rows):
             for originals in plan.unmerge(rows):
                 self._write(originals)
         else:
             for row in rows:
                 self._refuse(row.first, error)
+        return False
+
+    def _halve(self, rows: Sequence[Row]) -> None:
+        """Write rows among which one is bad."""
+        middle = len(rows) // 2
+        # The older half first: of two rows that exclude each other the older one stays.
+        older, younger = rows[:middle], rows[middle:]
+        if self._write(older) and len(younger) > 1:
+            # Then the bad one is here, and there is no need to try.
+            self._halve(younger)
+        else:
+            self._write(younger)
 
     def _send(self, rows: Sequence[Row], *, undo: bool = False) -> psycopg.Error | None:
         """One statement under a savepoint; the error that undid it."""

@@ -71,8 +71,6 @@ class PostgresWriter:
             return outcome
         except psycopg.Error as caught:
             error = caught
-            if error.sqlstate is None:
-                self._forget()
         finally:
             self._end(connection)
         raise flush_failed(error)

@@ -27,8 +27,8 @@ class Registry(Protocol):
     def claim(self, namespace: str, host: str, path: str, *, dry_run: bool = False) -> None:
         """Claim a namespace for a folder; raises NamespaceClaimed when it is another's."""
 
-    def documents(self, namespace: str) -> Iterable[Row]:
-        """All documents that were indexed under this namespace."""
+    def documents(self, namespace: str, doc_ids: Sequence[str] | None = None) -> Iterable[Row]:
+        """The documents that were indexed under this namespace: these, or all."""
 
     def metadata(self, doc_ids: Sequence[str]) -> Iterable[tuple[str, str]]:
         """The metadata of these documents, as JSON."""
@@ -106,20 +106,18 @@ class State:
                     if getattr(said, column) is not UNSET:
                         setattr(earlier, column, getattr(said, column))
 
-    def documents(self, namespace: str) -> dict[str, Known]:
-        """The documents of a namespace by es_doc_id."""
-        prefix = f"{namespace}:"
+    def documents(self, namespace: str, doc_ids: Sequence[str] | None = None) -> dict[str, Known]:
+        """The documents of a namespace by es_doc_id: these, or all."""
         known = {}
-        for doc_id, sha256, size, modified, changed, read, deleted in self._registry.documents(
-            namespace
-        ):
-            if doc_id.startswith(prefix):
+        rows = self._registry.documents(namespace, doc_ids)
+        for doc_id, sha256, size, modified, changed, read, deleted in rows:
+            if namespace_of(doc_id) == namespace:
                 known[doc_id] = Known(
                     sha256, size, _number(modified), _number(changed), _number(read), bool(deleted)
                 )
-        for doc_id, said in self._queued.items():
-            if doc_id.startswith(prefix):
-                _lay_over(known, said, namespace)
+        for doc_id in self._queued if doc_ids is None else self._queued.keys() & doc_ids:
+            if namespace_of(doc_id) == namespace:
+                _lay_over(known, self._queued[doc_id], namespace)
         return known
 
     def metadata(self, doc_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -22,6 +22,8 @@ class Failure(Struct, frozen=True):
 
     path: str
     reason: str
+    #: Whether the file has a row all the same.
+    indexed: bool = False
 
 
 class Item(Struct, frozen=True, gc=False):

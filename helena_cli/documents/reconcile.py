@@ -18,7 +18,7 @@ from helena_cli.documents.known import Known, Queue, Registry, State
 from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Triple
 from helena_cli.documents.roots import Target, place
 from helena_cli.documents.rules import compile_rules
-from helena_cli.documents.scan import Filter, Found, Unreadable
+from helena_cli.documents.scan import Filter, Found, Unreadable, escape
 from helena_cli.settings import DocumentSettings
 
 __all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile"]
@@ -119,7 +119,7 @@ class _Run:
         if standing is missing.Standing.ABSENT:
             self._note_folder(target, "", standing.value)
             return
-        known = self._state.documents(target.namespace)
+        known = self._state.documents(target.namespace, _named(target, documents))
         living = sum(not document.deleted for document in known.values())
         unjudged: list[str] = []
         for within in target.within:
@@ -189,7 +189,7 @@ class _Run:
         self._outbox.add(Item(change, path, operations, len(source.content)))
         self._count(found)
         if document.error:
-            self._notes.append(Failure(path, document.error))
+            self._notes.append(Failure(path, document.error, indexed=True))
 
     def _count(self, found: Found, *, unchanged: bool = False) -> None:
         self._found += 1
@@ -243,6 +243,17 @@ def _documents(target: Target, within: str, documents: Filter) -> Iterator[Found
         yield from scan.walk(target.folder, within, documents=documents, others=target.others)
     elif documents.is_document(path.name):
         yield from scan.look(target.folder, within)
+
+
+def _named(target: Target, documents: Filter) -> list[str] | None:
+    """The identifiers of the documents in question, when only single documents were named.
+
+    A file event must not cost a look at all that is known.
+    """
+    for within in target.within:
+        if not documents.is_document(within) or os.path.isdir(target.folder / within):
+            return None
+    return [document_id(target.namespace, escape(within)) for within in target.within]
 
 
 def _full(target: Target, path: str) -> str:

@@ -49,7 +49,7 @@ def place(
     ConfigurationError and NamespaceClaimed for new roots that cannot have their namespace.
     """
     claims = {Path(unescape(folder)): namespace for namespace, folder in sorted(known)}
-    roots = {*claims, *(_resolve(Path(root).expanduser()) for root in settings.roots)}
+    roots = {*claims, *(_resolve(Path(root)) for root in settings.roots)}
     wanted: dict[Path, set[Path]] = {}
     nested: set[Path] = set()
     # Folders first and from the outside: what lies in one of them belongs to it.
@@ -80,6 +80,9 @@ def place(
 
 def _resolve(path: Path) -> Path:
     """Absolute and without links, except that a link to a file stays that link."""
+    if not os.path.lexists(path):
+        # No shell expands it in a configuration file.
+        path = Path(os.path.expanduser(path))
     if os.path.isdir(path):
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(path.parent), path.name)

@@ -25,6 +25,7 @@ IGNORE_FILE = ".helenaignore"
 #: What the old programs leave behind is no document, wherever it lies.
 PENDING = ("helena_batch_pending/", "helena_tasks/", "**/sql/realtime_updates/")
 
+#: Divides TEXT_BYTES. Bytes.
 _CHUNK = 256 * 1024
 #: A pipe in place of a file must not block, a link in its place must not lead elsewhere.
 _OPEN_FLAGS = (
@@ -252,6 +253,6 @@ def _content(descriptor: int, size: int, max_bytes: int) -> tuple[bytes, int, st
             break
         digest.update(chunk)
         if done < TEXT_BYTES and size <= max_bytes:
-            kept.append(chunk[: TEXT_BYTES - done])
+            kept.append(chunk)
         done += len(chunk)
     return b"".join(kept), done, digest.hexdigest()

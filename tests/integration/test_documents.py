@@ -122,7 +122,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
     class Clock:
         @staticmethod
         def time_ns() -> int:
-            return time.time_ns() + SETTLED_NS
+            return time.time_ns() + 1000 * SETTLED_NS
 
     monkeypatch.setattr(scan, "time", Clock)
 
@@ -219,7 +219,7 @@ def test_other_operations_on_the_table_are_left_alone(world: World, notes: Path)
             ("insert", table, {"es_doc_id": "elsewhere:a.md", "es_index": "x", "metadata": {}}),
             ("update", table, {"es_doc_id": "notes:a.md", "issuer": "somebody"}),
             ("insert", table, {"es_index": "without an id"}),
-            ("message", table, {"es_doc_id": "notes:sub/b.md", "es_index": "x"}),
+            ("message", table, {"es_doc_id": "notes:sub/b.md", "es_index": "x", "metadata": {}}),
         ]
     )
     assert counts(world.queue(notes)) == (3, 0, 0, 3, 0, 0)
@@ -334,6 +334,18 @@ def test_a_document_that_comes_back_loses_its_mark(world: World, notes: Path, tm
     assert world.deleted() == set()
 
 
+@pytest.mark.usefixtures("later")
+def test_a_document_that_was_ignored_for_a_while_comes_back(world: World, notes: Path):
+    """Its time stamps are those of the row that carries the mark."""
+    world.run(notes)
+    write(notes / ".helenaignore", "a.md")
+    world.run(notes)
+    assert world.deleted() == {"notes:a.md"}
+    (notes / ".helenaignore").unlink()
+    assert counts(world.run(notes)) == (3, 0, 1, 2, 0, 0)
+    assert world.deleted() == set()
+
+
 def test_a_missing_document_that_was_used_stays(world: World, notes: Path):
     world.run(notes)
     world.connection.execute(
@@ -428,6 +440,31 @@ def test_only_what_was_looked_at_can_be_missing(world: World, notes: Path):
     assert counts(world.run(notes / "sub")) == (2, 0, 0, 2, 0, 0)
     assert counts(world.run(notes / "sub/b.md")) == (1, 0, 0, 1, 0, 0)
     assert world.deleted() == set()
+
+
+def test_single_documents_are_looked_up_by_their_identifiers(world: World, notes: Path):
+    """A file event must not cost a look at all that is known."""
+    world.run(notes)
+    write(notes / "odd.md/x.md", "# In a folder that is called like a document\n")
+    world.run(notes)
+    asked = []
+
+    class Watched(DocumentRegistry):
+        def documents(self, namespace: str, doc_ids: Any = None) -> Any:
+            asked.append(doc_ids)
+            return super().documents(namespace, doc_ids)
+
+    paths = (["a.md"], ["sub/b.md", "gone.md"], ["sub"], ["odd.md"], ["a.md", "sub"])
+    with world.runtime.connection("documents") as connection:
+        for names in paths:
+            reconcile.reconcile(
+                [notes / name for name in names],
+                settings=world.settings,
+                host=world.host,
+                registry=Watched(connection),
+                queue=world.runtime.spool,
+            )
+    assert asked == [["notes:a.md"], ["notes:gone.md", "notes:sub/b.md"], None, None, None]
 
 
 def test_a_path_that_never_was_is_no_news(world: World, notes: Path):
@@ -753,6 +790,17 @@ def test_a_root_that_may_not_be_listed_is_not_judged(
     folder.chmod(0o755)
     assert counts(report) == (0, 0, 0, 0, 0, 0)
     assert report.incomplete == 1
+
+
+def test_a_root_that_fails_while_it_is_listed_is_not_judged(
+    world: World, notes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    world.run(notes)
+    failure = scan.Unreadable("", "Input/output error")
+    monkeypatch.setattr(scan, "walk", lambda *_, **__: iter([failure]))
+    report = world.run(notes)
+    assert (report.missing, report.incomplete) == (0, 1)
+    assert world.deleted() == set()
 
 
 # Ignored

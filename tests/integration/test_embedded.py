@@ -8,6 +8,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +324,34 @@ def test_a_server_that_was_killed_is_started_again(folder):
             killed.wait(30)
         with psycopg.connect(shared.start()) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert server(folder) is None
+
+
+def test_a_start_is_tried_again_while_a_killed_servers_last_process_lingers(folder):
+    with EmbeddedServer(folder) as shared:
+        killed = server(folder)
+        assert killed
+        with psycopg.connect(shared.start()) as connection:
+            straggler = psutil.Process(connection.info.backend_pid)
+            straggler.suspend()
+            killed.kill()
+            killed.wait(30)
+            log = home(folder) / "log"
+
+            def end_the_straggler() -> None:
+                while "pre-existing shared memory" not in log.read_text():
+                    time.sleep(0.01)
+                straggler.kill()
+
+            ending = threading.Thread(target=end_the_straggler)
+            ending.start()
+            try:
+                shared.start()
+            finally:
+                # Also when the server never said it.
+                with log.open("a") as end:
+                    end.write("pre-existing shared memory\n")
+                ending.join()
     assert server(folder) is None
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from helena_cli.batch.flush import FlushFailed
 from helena_cli.batch.operation import Operation
+from helena_cli.database import schema
 from helena_cli.database.writer import PostgresWriter
 from helena_cli.errors import DatabaseUnreachable, HelenaError
 from tests.writing import Counting, Desk, always, never
@@ -623,6 +625,37 @@ def test_a_spool_of_another_database_is_refused(desk: Desk):
     assert "belongs to another database" in str(failed)
 
 
+def test_the_name_of_a_table_cannot_stop_the_others(desk: Desk):
+    desk.sql(T)
+    monster = "".join(secrets.token_hex(1000) for _ in range(9))
+    desk.add("insert", monster, k=1)
+    good = desk.add("insert", "t", k=1, v=1)
+    outcome = desk.flush()
+    assert outcome.written == (good,)
+    assert {name: w.sqlstate for name, w in outcome.waiting.items()} == {monster: "54000"}
+
+
+def test_a_name_or_value_that_the_database_has_no_letters_for_stops_nothing(postgres: str):
+    name = f"helena_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING latin1 LOCALE 'C'".encode()
+        )
+    desk = Desk(make_conninfo(postgres, dbname=name, client_encoding="utf8"))
+    schema.initialise(desk.admin)
+    desk.sql("CREATE TABLE t (k text PRIMARY KEY, v text)")
+    desk.add("insert", "表", k=1)
+    good = desk.add("insert", "t", k="ä", v="é")
+    bad = [desk.add("insert", "t", k="b", v="表"), desk.add("insert", "t", k="表", v="b")]
+    outcome = desk.flush()
+    assert outcome.written == (good,)
+    assert dead(outcome) == [(number, "22P05") for number in bad]
+    assert outcome.waiting["表"].sqlstate == "22P05"
+    desk.close()
+    with psycopg.connect(postgres, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name}".encode())
+
+
 def test_a_locked_position_row_fails_the_whole_flush(desk: Desk):
     desk.sql(T)
     desk.add("insert", "t", k=1, v=1)
@@ -733,6 +766,18 @@ def test_a_key_that_came_or_went_is_seen_before_anybody_is_judged(desk: Desk):
     desk.add("insert", "t", k=1, v=4)
     assert not desk.flush().dead
     assert desk.one("SELECT count(*) FROM t") == 2
+
+
+def test_several_tables_that_changed_cost_one_more_attempt(desk: Desk):
+    tables = ("a", "b", "c")
+    for table in tables:
+        desk.sql(f"CREATE TABLE {table} (k int PRIMARY KEY)")
+        desk.add("insert", table, k=1)
+    desk.flush()
+    for table in tables:
+        desk.sql(f"ALTER TABLE {table} ADD fresh int")
+        desk.add("insert", table, k=1, fresh=1)
+    assert len(desk.flush().written) == 3
 
 
 def test_a_table_that_was_made_anew_is_seen_before_anybody_is_judged(desk: Desk):

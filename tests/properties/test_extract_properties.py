@@ -112,9 +112,9 @@ def test_the_style_of_newlines_does_not_matter(lines: list[str]):
     assert rows[0] == rows[1] == rows[2]
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=500))
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=500))
 def test_splitting_never_invents_text(text: str):
-    assert front_matter.split(text).body in text.replace("\r\n", "\n")
+    assert front_matter.split(text).body in text
 
 
 NAMES = st.binary(min_size=1, max_size=60).map(os.fsdecode) | st.text(

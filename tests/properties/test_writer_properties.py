@@ -69,8 +69,9 @@ operations = st.one_of(
     st.tuples(kinds, st.sampled_from(["t", "public.t"]), rows()),
     st.tuples(kinds, st.just("moments"), moments()),
 )
-streams = st.lists(operations, max_size=20)
-cuts = st.lists(st.integers(0, 20), max_size=3)
+# Long enough that operations meet on a key, in one batch and under both names of the table.
+streams = st.lists(operations, min_size=8, max_size=40)
+cuts = st.lists(st.integers(1, 40), max_size=2)
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def contents(desk: Desk, schema: str) -> list[Any]:
 
 
 @settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

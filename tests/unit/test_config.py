@@ -7,7 +7,7 @@ import pytest
 
 from helena_cli.config import file_to_write, has_password, load
 from helena_cli.errors import ConfigurationError, UsageError
-from helena_cli.settings import Settings
+from helena_cli.settings import PendingSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,13 @@ def refusal(text: str = "", **environ: str) -> ConfigurationError:
 
 def test_without_any_source_every_value_is_the_default():
     settings = load(environ={})
-    assert settings == Settings(state_dir=settings.state_dir)
+    here = Path.cwd()
+    folders = PendingSettings(
+        operations=f"{here}/helena_batch_pending",
+        tasks=f"{here}/helena_tasks",
+        backlog=f"{here}/sql/realtime_updates",
+    )
+    assert settings == Settings(state_dir=settings.state_dir, pending=folders)
     assert settings.origin("batch.size") == "the default"
 
 
@@ -113,6 +119,8 @@ def test_a_new_file_goes_where_the_next_command_finds_it():
         ("[documents.rules]\ntipes = []\n", "object contains unknown field 'tipes'"),
         ('[[documents.rules.tags]]\ntag = "x"\ncontent = "["\n', "is not a regular expression"),
         ("[batch]\nsize = 9\nmax_size = 8\n", "is larger than max_size (8)"),
+        ('[pending]\nbacklog = ""\n', "[pending] backlog = ''"),
+        ('[pending]\ntables = ["a.b.c"]\n', "'a.b.c' (from "),
     ],
 )
 def test_a_mistake_is_refused_with_file_section_and_key(text: str, message: str):
@@ -122,7 +130,7 @@ def test_a_mistake_is_refused_with_file_section_and_key(text: str, message: str)
     if (
         "batch] size (" not in str(error)
         and "rules]" not in str(error)
-        and "'md'" not in str(error)
+        and "(from " not in str(error)
     ):
         assert str(error).startswith(str(Path("helena.toml").absolute()))
 
@@ -181,6 +189,16 @@ def test_roots_of_a_file_are_relative_to_its_folder_and_others_to_the_current_on
     assert load(file=path, environ={}).documents.roots == (f"{here}/etc/docs", "/abs", f"{here}/up")
     named = load(file=path, environ={"HELENA_DOCUMENTS_ROOTS": "docs,~"}).documents.roots
     assert named == (f"{here}/docs", os.environ["HOME"])
+
+
+def test_pending_folders_lie_beside_the_file_unless_a_variable_names_them():
+    path = written('[pending]\ntasks = "../tasks"\n', "etc/helena.toml")
+    here = str(Path.cwd())
+    pending = load(file=path, environ={"HELENA_PENDING_OPERATIONS": "left"}).pending
+    assert pending.tasks == f"{here}/tasks"
+    assert pending.backlog == f"{here}/etc/sql/realtime_updates"
+    assert pending.operations == f"{here}/left"
+    assert pending.tables == ()
 
 
 # The database

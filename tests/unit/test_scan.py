@@ -269,6 +269,15 @@ def test_the_innermost_root_owns_a_path(tmp_path: Path):
     assert targets(tmp_path / "x.md", known=known) == [("outer", ("x.md",))]
 
 
+def test_the_home_directory_may_be_written_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "r/~x.md")
+    known = (("r", str(tmp_path / "r")),)
+    assert targets(Path("~/r"), known=known) == [("r", ("",))]
+    monkeypatch.chdir(tmp_path / "r")
+    assert targets(Path("~x.md"), known=known) == [("r", ("~x.md",))]
+
+
 def test_of_paths_in_one_another_the_outer_one_counts(tmp_path: Path):
     for name in ("r/a/x.md", "r/a-b/x.md", "r/b/x.md"):
         write(tmp_path / name)

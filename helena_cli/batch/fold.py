@@ -1,0 +1,60 @@
+"""From the inbox into the tables: accepted operations, in order, each once."""
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from helena_cli.batch import identity
+from helena_cli.batch.inbox import Inbox, Record
+
+log = logging.getLogger(__name__)
+
+#: Bytes of records that are in memory at once.
+SLICE = 4 * 1024 * 1024
+
+
+def fold(connection: sqlite3.Connection, inbox: Inbox, start: int, end: int) -> int:
+    """Insert the records between these bounds; where to release the inbox after the commit.
+
+    After a death between commit and release they come again, and are known by their ids.
+    """
+    (folded,) = connection.execute("SELECT folded_id FROM counters").fetchone()
+    strangers = inbox.owner() not in ("", identity.spool_id(connection))
+    while start < end:
+        content = inbox.read(start, end, limit=SLICE)
+        start = content.end
+        if content.damaged:
+            log.error("the inbox of the spool is damaged; some operations are lost")
+            connection.execute("UPDATE counters SET lost = lost + 1")
+        records = [record for record in content.records if record.id > folded]
+        if records:
+            folded = records[-1].id
+            if strangers:
+                _bury(connection, records)
+            else:
+                insert(connection, records)
+    connection.execute("UPDATE counters SET folded_id = max(folded_id, ?)", (folded,))
+    return end
+
+
+def insert(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+    """Put operations into their lanes, made if need be."""
+    names = {(record.table,) for record in records}
+    connection.executemany("INSERT OR IGNORE INTO lanes (name) VALUES (?)", names)
+    lanes = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
+    connection.executemany(
+        "INSERT OR IGNORE INTO operations (id, lane, kind, data) VALUES (?, ?, ?, ?)",
+        [(record.id, lanes[record.table], record.kind, record.data) for record in records],
+    )
+
+
+def _bury(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
+    """Operations that were accepted for the original of this copy: it may have written them."""
+    message = "not written: its spool was moved or copied here, it may have been written elsewhere"
+    buried = connection.executemany(
+        "INSERT OR IGNORE INTO dead_letters"
+        " SELECT ?, ?, ?, ?, ?, ?, NULL, 0, CAST(strftime('%s', 'now') AS REAL)",
+        [(r.id, r.kind, r.table, r.data, identity.MOVED, message) for r in records],
+    ).rowcount
+    connection.execute("UPDATE counters SET accepted = accepted + ?", (buried,))
+    log.error("%d operations of a moved or copied spool are dead letters", buried)

@@ -1,0 +1,231 @@
+"""The inbox: where operations are accepted, in one write, before SQLite gets them in bulk.
+
+A transaction of SQLite costs a caller some fifty microseconds, a write into an open file five. So
+an accepted operation is a record in this file, and whoever looks into the spool folds the records
+into its tables first. What a process wrote survives its death; with `sync` also a power cut.
+
+The file begins with a page of numbers that all processes map: where the records begin and end (one
+word, so that a death never leaves half of a change) and the last id. A record that did not get into
+`end` was not accepted, and is overwritten by the next one. Ids grow from record to record, so that
+a record which SQLite has already is known by its id.
+"""
+
+import fcntl
+import mmap
+import os
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgspec import Struct
+
+from helena_cli.batch.operation import KINDS
+
+#: Kind, table and encoded data of an operation.
+Row = tuple[str, str, bytes]
+
+#: Bytes before the first record.
+PAGE = 4096
+#: In it: the magic word, the bounds of the records, the last id, and the spool's own id.
+_BOUNDS = struct.Struct("<II")
+_LAST_ID = struct.Struct("<q")
+_AT_BOUNDS, _AT_LAST_ID, _AT_OWNER = 8, 16, 24
+_MAGIC = b"helena 1"
+
+_OWNER_BYTES = 32
+
+#: A record: the checksum of the rest; id, kind, lengths of table and data; table; data.
+_CHECKSUM = struct.Struct("<I")
+_FIELDS = struct.Struct("<qBHI")
+_HEAD = _CHECKSUM.size + _FIELDS.size
+
+#: The bounds are 32 bits wide each.
+LARGEST = 2**32 - 1 - PAGE
+
+#: Seconds between two tries to get the lock, and before giving up: its holder may be stopped.
+_POLL = 0.0001
+_PATIENCE = 30.0
+
+
+class Record(Struct, frozen=True, gc=False):
+    """An accepted operation."""
+
+    id: int
+    kind: str
+    table: str
+    data: bytes
+
+
+class Content(Struct, frozen=True):
+    """What was read: records, where they end, and whether something there was damaged."""
+
+    records: list[Record]
+    end: int
+    damaged: bool
+
+
+class InboxFull(Exception):
+    """The records take all the room that the file may have; fold them first."""
+
+
+class Inbox:
+    """One open inbox file. Its owner lets one thread at a time in. Raises OSError."""
+
+    def __init__(self, path: Path, *, sync: bool, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._sync = sync
+        self._clock = clock
+        self._fd = -1
+        self._page: mmap.mmap | None = None
+
+    def close(self) -> None:
+        """Close the file; a later use opens it again."""
+        page, self._page = self._page, None
+        if page is not None:
+            page.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def append(self, rows: Sequence[Row]) -> range:
+        """Accept operations, all or none; the range of their ids.
+
+        Raises InboxFull when the records that are there must be folded first.
+        """
+        with self._locked() as page:
+            start, end = _BOUNDS.unpack_from(page, _AT_BOUNDS)
+            ids = self._next_ids(page, len(rows))
+            records = b"".join(map(_record, ids, rows))
+            if end + len(records) > LARGEST:
+                raise InboxFull
+            written = os.pwrite(self._fd, records, PAGE + end)
+            while written < len(records):
+                # A full disk takes a part, and refuses the rest with the next write.
+                written += os.pwrite(self._fd, records[written:], PAGE + end + written)
+            _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
+            _BOUNDS.pack_into(page, _AT_BOUNDS, start, end + len(records))
+            if self._sync:
+                page.flush()
+                os.fsync(self._fd)
+            return ids
+
+    def reserve(self, count: int) -> range:
+        """Ids for operations that come from elsewhere."""
+        with self._locked() as page:
+            ids = self._next_ids(page, count)
+            _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
+            return ids
+
+    def begin_after(self, last_id: int) -> None:
+        """Never give out this id or a lower one: the spool knows it already."""
+        with self._locked() as page:
+            if _LAST_ID.unpack_from(page, _AT_LAST_ID)[0] < last_id:
+                _LAST_ID.pack_into(page, _AT_LAST_ID, last_id)
+
+    def bounds(self) -> tuple[int, int]:
+        """Where the records begin and end; equal when there are none."""
+        start, end = _BOUNDS.unpack_from(self._open(), _AT_BOUNDS)
+        return (start, end) if start < end else (0, 0)
+
+    def read(self, start: int, end: int, *, limit: int) -> Content:
+        """The records from `start` on: about `limit` bytes of them, and at least one."""
+        content = os.pread(self._fd, min(end - start, limit), PAGE + start)
+        records, length = _parse(content)
+        if not records and start + len(content) < end:
+            content = os.pread(self._fd, end - start, PAGE + start)
+            records, length = _parse(content)
+        if start + len(content) < end or length == len(content):
+            return Content(records, start + length, damaged=False)
+        # Where a record should begin and none does, nobody knows where the next one begins.
+        return Content(records, end, damaged=True)
+
+    def release(self, end: int) -> None:
+        """Forget the records up to this end: SQLite has them."""
+        with self._locked() as page:
+            _, current = _BOUNDS.unpack_from(page, _AT_BOUNDS)
+            bounds = (0, 0) if current <= end else (end, current)
+            _BOUNDS.pack_into(page, _AT_BOUNDS, *bounds)
+
+    def owner(self) -> str:
+        """The id of the spool that the records were accepted for; empty in a new file."""
+        owner = self._open()[_AT_OWNER : _AT_OWNER + _OWNER_BYTES]
+        return owner.rstrip(b"\0").decode("ascii", "replace")
+
+    def belong_to(self, spool_id: str) -> None:
+        """Say whose records these are from now on."""
+        with self._locked() as page:
+            owner = spool_id.encode("ascii")[:_OWNER_BYTES]
+            page[_AT_OWNER : _AT_OWNER + _OWNER_BYTES] = owner.ljust(_OWNER_BYTES, b"\0")
+
+    def _next_ids(self, page: mmap.mmap, count: int) -> range:
+        (last,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
+        first = max(last + 1, int(self._clock() * 1_000_000))
+        return range(first, first + count)
+
+    @contextmanager
+    def _locked(self) -> Iterator[mmap.mmap]:
+        """The page, while no other process changes it."""
+        page = self._open()
+        self._lock_file()
+        try:
+            yield page
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _lock_file(self) -> None:
+        deadline = 0.0
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                deadline = deadline or time.monotonic() + _PATIENCE
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL)
+            else:
+                return
+
+    def _open(self) -> mmap.mmap:
+        """The page, of the file that lies at the path now."""
+        if self._page is not None:
+            if os.fstat(self._fd).st_nlink:
+                return self._page
+            self.close()
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_file()
+        try:
+            if os.fstat(self._fd).st_size < PAGE:
+                os.pwrite(self._fd, _MAGIC.ljust(PAGE, b"\0"), 0)
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._page = mmap.mmap(self._fd, PAGE)
+        return self._page
+
+
+def _record(identifier: int, row: Row) -> bytes:
+    kind, table, data = row
+    name = table.encode()
+    rest = _FIELDS.pack(identifier, KINDS.index(kind), len(name), len(data)) + name + data
+    return _CHECKSUM.pack(zlib.crc32(rest)) + rest
+
+
+def _parse(content: bytes) -> tuple[list[Record], int]:
+    """The whole records at the beginning, and how many bytes they take."""
+    records: list[Record] = []
+    at, length = 0, len(content)
+    while at + _HEAD <= length:
+        identifier, kind, name, size = _FIELDS.unpack_from(content, at + _CHECKSUM.size)
+        middle = at + _HEAD + name
+        end = middle + size
+        if end > length:
+            break
+        (checksum,) = _CHECKSUM.unpack_from(content, at)
+        if checksum != zlib.crc32(memoryview(content)[at + _CHECKSUM.size : end]):
+            break
+        table = content[at + _HEAD : middle].decode()
+        records.append(Record(identifier, KINDS[kind], table, content[middle:end]))
+        at = end
+    return records, at

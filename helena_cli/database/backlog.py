@@ -1,0 +1,228 @@
+"""The SQL backlog: files with statements that programs left behind, each applied exactly once.
+
+Many files go into one transaction, each behind a savepoint; the transaction also records them, by
+name and content, in `helena.applied_files`. Whatever happens to the process, the line or the
+answer to COMMIT, the record tells what was applied. Nothing that is read here is trusted: see
+`allowlist`.
+"""
+
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import psycopg
+from msgspec import Struct
+from psycopg import pq
+
+from helena_cli.batch.claims import Claimed, Claims, Unusable
+from helena_cli.database import allowlist, schema
+from helena_cli.database.allowlist import NotAllowed, TableName
+from helena_cli.database.applying import Applying, File, Interrupted, Verdict, explain
+from helena_cli.database.connection import Connection, translate
+from helena_cli.database.script import Statement, Unfinished, statements
+
+log = logging.getLogger(__name__)
+
+PATTERN = "*.sql"
+
+#: Files to a transaction.
+FILES = 100
+
+#: How often a file is tried that is in somebody's way, and how long to wait between, seconds.
+ATTEMPTS = 3
+PAUSE = 0.2
+
+ANYTHING = "helena process-pending --allow-any-sql applies files without such a look at them."
+
+_VISIBLE = """\
+SELECT n.nspname, c.relname, pg_table_is_visible(c.oid)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relname = ANY(%s) AND n.nspname <> 'pg_catalog'"""
+
+#: Files so far, how many there are, and the name of the last one.
+Progress = Callable[[int, int | None, str], None]
+
+
+class Options(TypedDict, total=False):
+    """How `drain_backlog` may be varied."""
+
+    #: Apply whatever a file says, except what would end or change the transaction.
+    allow_any_sql: bool
+    #: Look and report, but apply, move and make nothing.
+    dry_run: bool
+    progress: Progress | None
+
+
+class BacklogFailure(Struct, frozen=True):
+    """A file that was not applied. It lies in `failed/` now, with the same reason beside it."""
+
+    path: str
+    reason: str
+
+
+class BacklogReport(Struct, frozen=True):
+    """What became of the files: found = applied + failed + skipped + empty."""
+
+    found: int = 0
+    applied: int = 0
+    failed: int = 0
+    #: Applied by an earlier run that could not move them any more.
+    skipped: int = 0
+    #: Without any statement.
+    empty: int = 0
+    #: Transactions that were committed.
+    transactions: int = 0
+    failures: tuple[BacklogFailure, ...] = ()
+
+
+def drain_backlog(
+    folder: Path,
+    connection: Connection,
+    *,
+    tables: Collection[str],
+    max_bytes: int,
+    **options: Unpack[Options],
+) -> BacklogReport:
+    """Apply the files `*.sql` of a folder in the order of their names, and move them.
+
+    They go to `done/`, or to `failed/` with the reason beside them. They may write Helena's own
+    tables and `tables`, each `name` or `schema.name`. A file with more than `max_bytes` fails.
+    `connection` is in autocommit mode. An absent folder is empty, and then nothing is asked of the
+    database. Raises DatabaseUnreachable or DatabaseRefused when the reason lies in no file: those
+    that are not applied lie in the folder as before. Raises SchemaMissing, and HelenaError for a
+    folder that cannot be used.
+    """
+    dry_run = options.get("dry_run", False)
+    with Claims(folder, PATTERN, dry_run=dry_run) as claims:
+        drain = _Drain(claims, connection, tables, max_bytes, options)
+        for batch in claims.batches(FILES):
+            drain.work_on(batch)
+        return drain.report()
+
+
+class _Drain:
+    """One run over a folder, and its counts."""
+
+    def __init__(
+        self,
+        claims: Claims,
+        connection: Connection,
+        tables: Collection[str],
+        max_bytes: int,
+        options: Options,
+    ) -> None:
+        self._claims = claims
+        self._connection = connection
+        self._tables = tables
+        self._max_bytes = max_bytes
+        self._any_sql = options.get("allow_any_sql", False)
+        self._dry_run = options.get("dry_run", False)
+        self._progress = options.get("progress")
+        self._known: frozenset[TableName] | None = None
+        self._total = claims.count()
+        self._counts = dict.fromkeys(("applied", "failed", "skipped", "empty"), 0)
+        self._transactions = 0
+        self._failures: list[BacklogFailure] = []
+
+    def report(self) -> BacklogReport:
+        """What has happened so far."""
+        return BacklogReport(
+            found=sum(self._counts.values()),
+            transactions=self._transactions,
+            failures=tuple(self._failures),
+            **self._counts,
+        )
+
+    def work_on(self, batch: Iterable[Claimed]) -> None:
+        """Read, apply and settle these files, in as many transactions as their size asks for."""
+        files: list[File] = []
+        for claimed in batch:
+            file = self._read(claimed)
+            if files and sum(f.size for f in files) + file.size > self._max_bytes:
+                self._apply(files)
+                files = []
+            files.append(file)
+        self._apply(files)
+
+    def _read(self, claimed: Claimed) -> File:
+        try:
+            content = self._claims.read(claimed, self._max_bytes)
+        except Unusable as why:
+            return File(claimed, refusal=str(why))
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            found = statements(_text(content))
+            for statement in found:
+                self._check(statement)
+        except (Unusable, Unfinished, NotAllowed) as why:
+            return File(claimed, digest=digest, size=len(content), refusal=str(why))
+        return File(claimed, digest=digest, size=len(content), statements=tuple(found))
+
+    def _check(self, statement: Statement) -> None:
+        try:
+            if self._any_sql:
+                allowlist.check_control(statement)
+            else:
+                allowlist.check(statement, self._known_tables())
+        except NotAllowed as why:
+            hint = "" if self._any_sql else f" {ANYTHING}"
+            raise NotAllowed(f"line {statement.line}: {why}.{hint}") from None
+
+    def _known_tables(self) -> frozenset[TableName]:
+        """The names by which the known tables can be called."""
+        if self._known is None:
+            self._known = known_tables(self._connection, self._tables)
+        return self._known
+
+    def _apply(self, files: list[File]) -> None:
+        """Commit all that can be; in the end, what is in nobody's way is not held up by the rest.
+
+        Files before one that has to wait are committed without it. It is then tried alone.
+        """
+        size, attempt = len(files), 0
+        while files:
+            try:
+                verdicts = self._commit(files[:size])
+            except Interrupted as stop:
+                size, attempt = stop.good or 1, attempt + (not stop.good)
+                if attempt < ATTEMPTS:
+                    # Nothing to wait for when the files before it can go first.
+                    time.sleep(0 if stop.good else PAUSE * attempt)
+                    continue
+                if not stop.blame:
+                    raise translate(stop.error) from stop.error
+                verdicts = [Verdict(reason=explain(stop.error))]
+            for file, verdict in zip(files, verdicts, strict=False):
+                self._settle(file, verdict)
+            files = files[len(verdicts) :]
+            size, attempt = len(files), 0
+
+    def _commit(self, files: list[File]) -> list[Verdict]:
+        applying = Applying(self._connection, host=platform.node())
+        if self._dry_run:
+            return applying.foresee(files)
+        try:
+            verdicts = applying.commit(files)
+        except BaseException:
+            _leave(self._connection)
+            raise
+        self._transactions += 1
+        return verdicts
+
+    def _settle(self, file: File, verdict: Verdict) -> None:
+        claimed = file.claimed
+        self._counts[verdict.count] += 1
+        if verdict.reason is not None:
+            reason = verdict.reason[:1].upper() + verdict.reason[1:]
+            self._failures.append(BacklogFailure(str(claimed.path), reason))
+            self._claims.failed(claimed, reason)
+        else:
+            if verdict.count == "empty":
+                log.info("%s holds no statement", claimed.path)
+            self._claims.done(claimed)
+        if self._progress:
+            self._progress(sum(self._counts.values()), self._total, claimed.label)
