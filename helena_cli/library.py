@@ -96,7 +96,7 @@ class BatchEngine:
             return self._runtime.remaining
         self._closed = True
         self._runtime.close()
-        if self._runtime.remaining and not self._runtime.flusher_running():
+        if self._runtime.remaining and not self._runtime.left_to_another:
             log.warning(
                 "%d operations wait in %s; the next process that uses Helena, or `helena"
                 " process-pending`, writes them",

@@ -42,6 +42,9 @@ CONNECTION_WAIT = 30.0
 #: How long a command waits for the lease of another flusher that is about to end, seconds.
 LEASE_WAIT = 5.0
 
+#: How long a command waits for a flusher that gives no sign of life, seconds.
+SILENCE = 60.0
+
 
 class Runtime:
     """The parts of one process, each made on first use. A context manager; `close` drains."""
@@ -49,6 +52,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.remaining = 0
+        self.left_to_another = False
         self._begin()
         _runtimes.add(self)
 
@@ -76,7 +80,11 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Drain the engine and close everything; `remaining` then says what stays in the spool."""
+        """Drain the engine and close everything.
+
+        `remaining` then says what stays in the spool, `left_to_another` whether another process of
+        this host writes that.
+        """
         self._stack.close()
 
     @cached_property
@@ -188,7 +196,8 @@ class Runtime:
     def drain(self) -> None:
         """Wait until nothing more can be written, whichever process flushes.
 
-        Raises the reason, for example DatabaseUnreachable, when flushing keeps failing.
+        Raises the reason, for example DatabaseUnreachable, when flushing keeps failing, and
+        HelenaError when the flusher is another process and gives no sign of life.
         """
         started = time.time()
         failures = self.spool.flushes().failures
@@ -196,6 +205,7 @@ class Runtime:
             failure = self.engine.failure
             if failure is not None and failure.count >= (3 if failure.cause else 8):
                 raise failure.cause or DatabaseUnreachable(failure.message, remedy=failure.remedy)
+            self._check_flusher(started)
             flushes = self.spool.flushes()
             last = flushes.last
             if self.engine.flushing or last is None or last.error is None or last.at < started:
@@ -205,6 +215,17 @@ class Runtime:
                     f"The flusher of this host cannot write: {last.error}",
                     remedy="The operations stay queued. See: helena status.",
                 )
+
+    def _check_flusher(self, waiting_since: float) -> None:
+        flusher = self.spool.flusher()
+        if self.engine.flushing or flusher is None:
+            return
+        if time.time() - max(waiting_since, flusher.heartbeat) > SILENCE:
+            raise HelenaError(
+                f"The flusher of this host, pid {flusher.pid}, gives no sign of life.",
+                remedy="Wake it up or end it; the operations stay queued, and the next process "
+                "writes them.",
+            )
 
     def other_spools(self) -> list[Path]:
         """The spools of other target databases in the state directory."""
@@ -237,6 +258,7 @@ class Runtime:
 
     def _close_engine(self, engine: Engine) -> None:
         self.remaining = engine.close()
+        self.left_to_another = engine.left_to_another
 
     def _started(self) -> "Target":
         """The target; the embedded server is started, and given its tables, on first use."""
@@ -283,11 +305,30 @@ def _refuse_network_file_system(path: Path) -> None:
 
 _runtimes: "weakref.WeakSet[Runtime]" = weakref.WeakSet()
 _inherited: list[object] = []
+_forking: list[Runtime] = []
+_one_fork = threading.Lock()
 
 
-def _forget_in_child() -> None:
+def _before_fork() -> None:
+    """Wait for parts in the making: for a half-done import the child would wait for ever."""
+    _one_fork.acquire()
+    for runtime in list(_runtimes):
+        runtime._lock.acquire()
+        _forking.append(runtime)
+
+
+def _after_fork() -> None:
+    while _forking:
+        _forking.pop()._lock.release()
+    _one_fork.release()
+
+
+def _after_fork_in_child() -> None:
+    _after_fork()
     for runtime in list(_runtimes):
         runtime._forget()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+)

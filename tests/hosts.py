@@ -62,7 +62,9 @@ class Host:
         """Start a Python script; its stdin, stdout and stderr are pipes."""
         # A file, because the children of multiprocessing import it.
         path = self.state_dir / f"script_{hashlib.sha256(script.encode()).hexdigest()[:8]}.py"
-        path.write_text(script)
+        if not path.exists():
+            # Once: another process may be reading it.
+            path.write_text(script)
         return subprocess.Popen(
             [sys.executable, path, *map(str, arguments)],
             env=self.variables | variables,

@@ -47,6 +47,7 @@ class Desk:
         self.nonces: defaultdict[str, set[str]] = defaultdict(set)
         self.target_id: str | None = None
         self.connected: list[str] = []
+        self.sessions: list[psycopg.Connection[Any]] = []
         self.sealed: list[Outcome] = []
         self.writer = PostgresWriter(self.connect, host="test")
         self.next_id = 1
@@ -55,12 +56,14 @@ class Desk:
 
     def connect(self, purpose: str) -> psycopg.Connection[Any]:
         self.connected.append(purpose)
-        return Counting.connect(
+        session = Counting.connect(
             self.through,
             autocommit=True,
             prepare_threshold=None,
             application_name=f"helena {purpose}",
         )
+        self.sessions.append(session)
+        return session
 
     def close(self) -> None:
         self.writer.close()

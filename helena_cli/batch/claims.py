@@ -32,6 +32,11 @@ REASON = ".reason.txt"
 WAIT = 30.0
 POLL = 0.05
 
+#: A file is left alone until nobody has written to it for so many seconds: who makes it may still
+#: be at it. One without content has probably just been made.
+REST = 0.25
+REST_EMPTY = 2.0
+
 #: Bytes of a file's name that every usual file system takes.
 _LONGEST_NAME = 255
 
@@ -98,11 +103,14 @@ class Claims:
         """Claim the files that are there now, at most `size` at once, each batch by name.
 
         The next batch is claimed when it is asked for: settle this one before. What a killed
-        process left comes first, in batches of its own. Raises HelenaError.
+        process left comes first, in batches of its own; before the others a moment may pass, so
+        that no half-written file is taken. Raises HelenaError.
         """
         for leftover in (True, False):
             with self._translated():
                 names = self._names(PROCESSING if leftover else "")
+                if not leftover and not self._dry_run:
+                    self._let_rest(names)
             for start in range(0, len(names), size):
                 with self._translated():
                     batch = [self._claim(name, leftover) for name in names[start : start + size]]
@@ -214,6 +222,18 @@ class Claims:
                 ),
                 key=os.fsencode,
             )
+
+    def _let_rest(self, names: list[str]) -> None:
+        """Wait until the youngest of them is old enough."""
+        now, wait = time.time(), 0.0
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = os.lstat(name, dir_fd=self._fds[""])
+                if stat.S_ISREG(status.st_mode):
+                    rest = REST if status.st_size else REST_EMPTY
+                    # A clock that is wrong makes nobody wait longer.
+                    wait = max(wait, min(rest, status.st_mtime + rest - now))
+        time.sleep(wait)
 
     def _claim(self, name: str, leftover: bool) -> Claimed | None:
         """None when it has vanished, or when an unsettled one has this name."""

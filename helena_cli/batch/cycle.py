@@ -180,7 +180,10 @@ class Cycle:
         """Store the nonce, and bring it to the disk while the database works."""
         self._spool.remember_nonce(batch.nonce, batch.known_nonces)
         try:
-            return self._disk.submit(self._spool.sync)
+            syncing = self._disk.submit(self._spool.sync)
+            # For the next batch; what goes wrong with it shows when that is taken.
+            self._disk.submit(self._spool.fold)
+            return syncing
         except RuntimeError:
             # The interpreter is ending and starts no work beside.
             done: Future[None] = Future()

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 #: Seconds between two looks at the spool, with and without the lease.
 TICK = 0.1
 STANDBY_TICK = 0.5
+#: Seconds after its deadline in which the flusher may still end: a statement may outlast it.
+GRACE = 5.0
 #: Seconds between two signs of life; without one for 60 s `status` calls the flusher stale.
 HEARTBEAT = 5.0
 #: Pending lists are emptied so many seconds after the last time, sooner when many rows were sent.
@@ -56,6 +58,9 @@ class Engine:
         self._stopping = threading.Event()
         self._deadline = 0.0
         self._started = self._ended = False
+        self._remaining = 0
+        #: At the end: whether another process writes what remains.
+        self.left_to_another = False
         self._thread: threading.Thread | None = None
         self._appended = 0
         self._since = self._beaten = self._maintained = 0.0
@@ -139,13 +144,14 @@ class Engine:
         with self._lock:
             thread = self._thread
         if thread is not None:
-            # One statement may outlast the deadline; what it decides is safe either way.
-            thread.join(limit + 5.0)
+            # What a statement decides after that is safe either way; its end frees the lease.
+            thread.join(limit + GRACE)
             if thread.is_alive():
                 log.error("helena-flusher did not stop in time: it still waits for the database")
+                return self._spool.queue().total
         elif not self._ended:
             self._end()
-        return self._spool.queue().total
+        return self._remaining
 
     def _check_open(self) -> None:
         if self._stopping.is_set():
@@ -201,12 +207,14 @@ class Engine:
         Then look again: a process that ended meanwhile saw the lease taken, and relied upon it. One
         that goes on takes the lease within its tick.
         """
-        while self._started and self._guarded(self._drain):
+        drained = False
+        while self._started and (drained := bool(self._guarded(self._drain))):
             self._writer.close()
             self._lease.release()
             if self._guarded(self._is_settled) is not False:
                 break
             time.sleep(STANDBY_TICK)
+        self._remaining = self._guarded(lambda: self._left(drained)) or 0
         self._ended = True
         self._cycle.close()
         self._writer.close()
@@ -218,7 +226,8 @@ class Engine:
 
         Two failures in a row mean that it has to wait for another process.
         """
-        if not (self._lease.held or self._lease.acquire()):
+        self.left_to_another = not (self._lease.held or self._lease.acquire())
+        if self.left_to_another:
             return False
         through, failures = self._cycle_spool.request_flush(), 0
         while time.monotonic() < self._deadline and failures < 2:
@@ -230,6 +239,11 @@ class Engine:
 
     def _is_settled(self) -> bool:
         return self._cycle_spool.is_settled(self._cycle_spool.request_flush())
+
+    def _left(self, drained: bool) -> int:
+        """How many operations remain; those of a running process do not count after a drain."""
+        queued, flowing = self._cycle_spool.queue().total, self._cycle_spool.pressure().count
+        return max(0, queued - flowing) if drained else queued
 
     def _beat(self) -> None:
         now = time.time()

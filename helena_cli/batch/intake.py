@@ -22,9 +22,9 @@ _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 def read_object(text: bytes) -> dict[str, Any]:
-    """Read one JSON object. Raises InvalidOperation when the text is none."""
+    """Read one JSON object, perhaps after a byte order mark. Raises InvalidOperation."""
     try:
-        value = _decode(text)
+        value = _decode(text.removeprefix(_BOM))
     except UnicodeDecodeError:
         raise _invalid("it is not UTF-8") from None
     except RecursionError:
@@ -125,9 +125,7 @@ class Lines:
         rows = []
         for line in lines:
             self._line += 1
-            if self._line == 1 and line is not None:
-                line = line.removeprefix(_BOM)
-            if line is None or line.strip():
+            if line is None or line.removeprefix(_BOM).strip():
                 try:
                     rows.append(self._read(line))
                 except InvalidOperation as error:

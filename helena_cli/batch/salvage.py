@@ -24,7 +24,7 @@ from helena_cli.batch.operation import Kind
 DAMAGED = "HL003"
 
 #: How many ranges are tried around damaged pages; a page's own rows are never found.
-PROBES = 20_000
+PROBES = 5_000
 
 PAGE = 4096
 
@@ -185,6 +185,8 @@ def _walk(
         f"SELECT rowid, * FROM {table} WHERE rowid > ? AND rowid < ? ORDER BY rowid {order} LIMIT 1"
     )
     while row := connection.execute(query, (low, high)).fetchone():
+        if not low < row[0] < high:
+            raise identity.Damaged("its rows are in no order")
         yield row
         low, high = (row[0], high) if order == "ASC" else (low, row[0])
 

@@ -284,6 +284,10 @@ class Spool:
         """Bind this spool to a database on first contact."""
         self._file.transact(lambda connection: _set_meta(connection, "target_id", target_id))
 
+    def fold(self) -> None:
+        """Bring what was accepted into the tables now, so that the next look finds it there."""
+        self._file.read(lambda _: None)
+
     def checkpoint(self) -> None:
         """Fold the write-ahead log into the file when it has grown large."""
         self._file.checkpoint()

@@ -10,10 +10,18 @@ import typer
 
 from helena_cli.cli import render
 from helena_cli.cli.options import Common, Yes, with_common_options
-from helena_cli.errors import DatabaseUnreachable, ExitCode, HelenaError, Refused, UsageError
+from helena_cli.errors import (
+    DatabaseRefused,
+    DatabaseUnreachable,
+    ExitCode,
+    HelenaError,
+    Refused,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from helena_cli.cli.run_summary import Summary
+    from helena_cli.database.backlog import BacklogReport
     from helena_cli.database.connection import Connection
     from helena_cli.documents.json_files import PendingReport
     from helena_cli.documents.prune import PrunePlan
@@ -33,22 +41,31 @@ Prune = Annotated[
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Mark missing documents even when they are many.")
 ]
+AllowAnySql = Annotated[
+    bool,
+    typer.Option(
+        "--allow-any-sql",
+        help="Apply files of the SQL backlog whatever they say, not only rows for known tables.",
+    ),
+]
 
 
 @with_common_options
-def command(
+def command(  # noqa: PLR0913  # each is an option
     common: Common,
     paths: Paths = None,
     dry_run: DryRun = False,
     prune: Prune = False,
     allow_missing: AllowMissing = False,
+    allow_any_sql: AllowAnySql = False,
     yes: Yes = False,
 ) -> ExitCode:
     """Take in pending files, index new, changed and missing documents, write all that is queued.
 
-    Without PATH and without configured roots it looks at no documents but those of pending tasks.
-    It waits until nothing more can be written, by whichever process of this host; what has to wait
-    for something else is reported as remaining.
+    Pending files are those of operations, of tasks, and of the SQL backlog: see [pending]. Without
+    PATH and without configured roots it looks at no documents but those of pending tasks. It waits
+    until nothing more can be written, by whichever process of this host; what has to wait for
+    something else is reported as remaining.
     """
     from helena_cli.cli import run_summary
     from helena_cli.runtime import Runtime
@@ -64,10 +81,10 @@ def command(
         run = _Run(runtime, places, dry_run=dry_run)
         error: HelenaError | None = None
         try:
-            run.work(allow_missing=allow_missing)
+            run.work(allow_missing=allow_missing, allow_any_sql=allow_any_sql)
             if prune:
                 run.prune(yes=yes, may_ask=not common.json)
-        except (DatabaseUnreachable, Refused) as caught:
+        except (DatabaseUnreachable, DatabaseRefused, Refused) as caught:
             error = caught
         summary = run.summary()
     run_summary.show(summary, as_json=common.json)
@@ -97,11 +114,12 @@ class _Run:
         self._stuck_before = _stuck(runtime)
         self._report: Report | None = None
         self._files: PendingReport | None = None
+        self._backlog: BacklogReport | None = None
         self._plan: PrunePlan | None = None
         self._pruned = 0
         self._unreachable = False
 
-    def work(self, *, allow_missing: bool) -> None:
+    def work(self, *, allow_missing: bool, allow_any_sql: bool) -> None:
         """Queue what lies about and what has changed, and wait until the queue is written."""
         from helena_cli.database import schema
 
@@ -113,6 +131,7 @@ class _Run:
                     self._runtime.engine.start()
                 self._files = self._take_in_operations()
                 self._files += self._index(connection, allow_missing=allow_missing)
+                self._backlog = self._apply_backlog(connection, allow_any_sql=allow_any_sql)
             if not self._dry_run:
                 waiting = render.many(self._runtime.spool.queue().total, "operation")
                 with render.progress(f"Writing {waiting}"):
@@ -150,6 +169,7 @@ class _Run:
         return Summary(
             report=self._report,
             files=self._files,
+            backlog=self._backlog,
             before=self._before,
             after=spool.conservation(),
             flushes=flushes.count - self._flushes_before,
@@ -208,6 +228,21 @@ class _Run:
                         progress=progress,
                     )
             return tasks.settle(self._report)
+
+    def _apply_backlog(self, connection: "Connection", *, allow_any_sql: bool) -> "BacklogReport":
+        from helena_cli.database.backlog import drain_backlog
+
+        settings = self._runtime.settings
+        with render.progress("Applying the SQL backlog") as progress:
+            return drain_backlog(
+                Path(settings.pending.backlog),
+                connection,
+                tables=settings.pending.tables,
+                max_bytes=settings.batch.max_bytes,
+                allow_any_sql=allow_any_sql,
+                dry_run=self._dry_run,
+                progress=progress,
+            )
 
 
 def _stuck(runtime: "Runtime") -> int:

@@ -1,11 +1,13 @@
 """What a run of `process-pending` has done: for programs, for a person, and as an exit code."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from msgspec import Struct, to_builtins
 
 from helena_cli.batch.ledger import Conservation, Flushes, Lane
 from helena_cli.cli import render
+from helena_cli.database.backlog import BacklogFailure, BacklogReport
 from helena_cli.documents.json_files import PendingReport
 from helena_cli.documents.outbox import Failure
 from helena_cli.documents.prune import PrunePlan
@@ -15,6 +17,9 @@ from helena_cli.errors import ExitCode
 #: Counts of operation and task files.
 FILES = ("found", "accepted", "failed", "skipped")
 
+#: Counts of the files of the SQL backlog, and of their transactions.
+BACKLOG = ("found", "applied", "failed", "skipped", "empty", "transactions")
+
 
 class Summary(Struct, frozen=True):
     """One run. The counters before and after it are those of the whole host."""
@@ -23,6 +28,8 @@ class Summary(Struct, frozen=True):
     report: Report | None
     #: Operation and task files; None when the run did not get so far.
     files: PendingReport | None
+    #: None when the run did not get so far.
+    backlog: BacklogReport | None
     before: Conservation
     after: Conservation
     #: Flushes during this run.
@@ -52,16 +59,16 @@ class Summary(Struct, frozen=True):
         }
         return {**changes, "remaining": self.after.spooled}
 
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[Failure | BacklogFailure]:
         """What is wrong with files and folders, in the order in which they were looked at."""
-        parts = (self.files, self.report)
+        parts = (self.files, self.report, self.backlog)
         return [failure for part in parts if part is not None for failure in part.failures]
 
     def exit_code(self) -> ExitCode:
         """PARTIAL when a file or an operation of this run did not get where it should."""
         report = self.report
         incomplete = report is not None and (report.failed or report.incomplete)
-        unusable = self.files is not None and self.files.failed
+        unusable = any(part is not None and part.failed for part in (self.files, self.backlog))
         stuck = self.operations()["dead"] or self.stuck > self.stuck_before
         return ExitCode.PARTIAL if incomplete or unusable or stuck else ExitCode.DONE
 
@@ -81,12 +88,12 @@ def show(summary: Summary, *, as_json: bool) -> None:
 
 def _document(summary: Summary) -> dict[str, Any]:
     """The contract with other programs: keys may be added, never renamed."""
-    report, files, plan = summary.report, summary.files, summary.plan
+    report, files, backlog, plan = summary.report, summary.files, summary.backlog, summary.plan
     names = ("found", "new", "changed", "unchanged", "missing", "failed")
     return {
         "documents": {name: getattr(report, name) if report else 0 for name in names},
         "operation_files": {name: getattr(files, name) if files else 0 for name in FILES},
-        "backlog": {"found": 0, "applied": 0, "failed": 0},
+        "backlog": {name: getattr(backlog, name) if backlog else 0 for name in BACKLOG},
         "operations": summary.operations(),
         "flushes": summary.flushes,
         "seconds": round(summary.seconds, 3),
@@ -97,23 +104,7 @@ def _document(summary: Summary) -> dict[str, Any]:
 
 
 def _print(summary: Summary) -> None:
-    report, files = summary.report, summary.files
-    facts = []
-    if summary.dry_run:
-        facts.append(("Dry run", "nothing was claimed, queued or written"))
-    if files is not None and files.found:
-        facts.append(("Pending files", _files(files)))
-    if report is not None:
-        facts.append(("Documents", _documents(report)))
-    elif summary.places:
-        facts.append(("Documents", f"not looked at: {', '.join(summary.places)}"))
-    facts.append(("Operations", _operations(summary)))
-    if summary.flushes:
-        facts.append(("Flushes", _flushes(summary)))
-    if summary.plan is not None:
-        facts.append(("Prune", _prune(summary, summary.plan)))
-    facts.append(("Time", render.duration(summary.seconds)))
-    render.print_facts(facts)
+    render.print_facts(_facts(summary))
     if failures := summary.failures():
         render.print_heading("What is wrong with files and folders")
         render.print_table(("path", "reason"), ((one.path, one.reason) for one in failures))
@@ -128,9 +119,37 @@ def _print(summary: Summary) -> None:
         render.say("The database refused operations. Why: helena dead-letters list")
 
 
+def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
+    report, files, backlog = summary.report, summary.files, summary.backlog
+    if summary.dry_run:
+        yield "Dry run", "nothing was claimed, queued or written"
+    if files is not None and files.found:
+        yield "Pending files", _files(files)
+    if report is not None:
+        yield "Documents", _documents(report)
+    elif summary.places:
+        yield "Documents", f"not looked at: {', '.join(summary.places)}"
+    if backlog is not None and backlog.found:
+        yield "SQL backlog", _backlog(backlog)
+    yield "Operations", _operations(summary)
+    if summary.flushes:
+        yield "Flushes", _flushes(summary)
+    if summary.plan is not None:
+        yield "Prune", _prune(summary, summary.plan)
+    yield "Time", render.duration(summary.seconds)
+
+
 def _files(files: PendingReport) -> str:
     text = f"{files.found:,} found: {files.accepted:,} accepted, {files.failed:,} failed"
     return f"{text}, {files.skipped:,} skipped" if files.skipped else text
+
+
+def _backlog(backlog: BacklogReport) -> str:
+    counts = [f"{backlog.applied:,} applied", f"{backlog.failed:,} failed"]
+    counts += [f"{backlog.skipped:,} applied before"] if backlog.skipped else []
+    counts += [f"{backlog.empty:,} empty"] if backlog.empty else []
+    transactions = render.many(backlog.transactions, "transaction")
+    return f"{backlog.found:,} found: {', '.join(counts)}; {transactions}"
 
 
 def _documents(report: Report) -> str:

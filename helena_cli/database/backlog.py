@@ -11,17 +11,17 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 import psycopg
 from msgspec import Struct
-from psycopg import pq
 
 from helena_cli.batch.claims import Claimed, Claims, Unusable
 from helena_cli.database import allowlist, schema
 from helena_cli.database.allowlist import NotAllowed, TableName
-from helena_cli.database.applying import Applying, File, Interrupted, Verdict, explain
+from helena_cli.database.applying import Applying, File, Interrupted, Verdict
 from helena_cli.database.connection import Connection, translate
 from helena_cli.database.script import Statement, Unfinished, statements
 
@@ -41,7 +41,7 @@ ANYTHING = "helena process-pending --allow-any-sql applies files without such a 
 _VISIBLE = """\
 SELECT n.nspname, c.relname, pg_table_is_visible(c.oid)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relname = ANY(%s) AND n.nspname <> 'pg_catalog'"""
+ WHERE c.relname = ANY(%s)"""
 
 #: Files so far, how many there are, and the name of the last one.
 Progress = Callable[[int, int | None, str], None]
@@ -179,9 +179,9 @@ class _Drain:
         return self._known
 
     def _apply(self, files: list[File]) -> None:
-        """Commit all that can be; in the end, what is in nobody's way is not held up by the rest.
+        """Commit all that can be, and settle it.
 
-        Files before one that has to wait are committed without it. It is then tried alone.
+        When a file has to wait, those before it are committed without it; then it is tried alone.
         """
         size, attempt = len(files), 0
         while files:
@@ -190,14 +190,12 @@ class _Drain:
             except Interrupted as stop:
                 size, attempt = stop.good or 1, attempt + (not stop.good)
                 if attempt < ATTEMPTS:
-                    # Nothing to wait for when the files before it can go first.
                     time.sleep(0 if stop.good else PAUSE * attempt)
                     continue
-                if not stop.blame:
+                if stop.reason is None:
                     raise translate(stop.error) from stop.error
-                verdicts = [Verdict(reason=explain(stop.error))]
-            for file, verdict in zip(files, verdicts, strict=False):
-                self._settle(file, verdict)
+                verdicts = [Verdict("failed", stop.reason)]
+            self._settle(files, verdicts)
             files = files[len(verdicts) :]
             size, attempt = len(files), 0
 
@@ -213,16 +211,64 @@ class _Drain:
         self._transactions += 1
         return verdicts
 
-    def _settle(self, file: File, verdict: Verdict) -> None:
-        claimed = file.claimed
-        self._counts[verdict.count] += 1
-        if verdict.reason is not None:
-            reason = verdict.reason[:1].upper() + verdict.reason[1:]
-            self._failures.append(BacklogFailure(str(claimed.path), reason))
-            self._claims.failed(claimed, reason)
-        else:
-            if verdict.count == "empty":
+    def _settle(self, files: Iterable[File], verdicts: Iterable[Verdict]) -> None:
+        for file, verdict in zip(files, verdicts, strict=False):
+            claimed = file.claimed
+            self._counts[verdict.outcome] += 1
+            if verdict.outcome == "failed":
+                reason = _sentence(verdict.reason or "")
+                self._failures.append(BacklogFailure(str(claimed.path), reason))
+                self._claims.failed(claimed, reason)
+            else:
+                self._claims.done(claimed)
+            if verdict.outcome == "empty":
                 log.info("%s holds no statement", claimed.path)
-            self._claims.done(claimed)
-        if self._progress:
-            self._progress(sum(self._counts.values()), self._total, claimed.label)
+            if self._progress:
+                self._progress(sum(self._counts.values()), self._total, claimed.label)
+
+
+def known_tables(connection: Connection, tables: Collection[str]) -> frozenset[TableName]:
+    """The names by which Helena's tables and these, each `name` or `schema.name`, can be called.
+
+    Raises DatabaseUnreachable, DatabaseRefused.
+    """
+    named = {_split(table) for table in (*schema.TABLES, *tables)}
+    names = [name for _, name in named]
+    try:
+        rows = connection.execute(_VISIBLE, [names]).fetchall()
+    except psycopg.Error as error:
+        raise translate(error) from error
+    visible = {(str(place), str(name)) for place, name, is_visible in rows if is_visible}
+    qualified = {table for table in visible if (None, table[1]) in named}
+    bare = {(None, name) for place, name in visible if (place, name) in named}
+    return frozenset({*named, *qualified, *bare})
+
+
+def _split(table: str) -> TableName:
+    place, _, name = table.rpartition(".")
+    return place or None, name
+
+
+def _text(content: bytes) -> str:
+    """Raises Unusable for what PostgreSQL would not take as text."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unusable(
+            f"it is not UTF-8: byte {error.start:,} is {content[error.start]:#x}"
+        ) from None
+    if "\0" in text:
+        raise Unusable("it contains a NUL character, which PostgreSQL does not store")
+    return text
+
+
+def _sentence(reason: str) -> str:
+    """It stands alone in a file and in a table."""
+    text = reason[:1].upper() + reason[1:]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _leave(connection: Connection) -> None:
+    """End the transaction, whatever has happened. A connection that is lost ended it itself."""
+    with suppress(psycopg.Error):
+        connection.rollback()

@@ -11,8 +11,7 @@ from helena_cli.errors import NamespaceClaimed
 # jsonb_to_record reads the metadata once for all four; as text, for they may be anybody's.
 _DOCUMENTS = """
 SELECT es_doc_id, sha256, file_size, m.modified_ns, m.changed_ns, m.read_ns, m.deleted_at
-FROM es_document_references,
-    jsonb_to_record(CASE jsonb_typeof(metadata) WHEN 'object' THEN metadata END)
+FROM es_document_references, jsonb_to_record(metadata)
     AS m(modified_ns text, changed_ns text, read_ns text, deleted_at text)
 WHERE metadata @> jsonb_build_object('namespace', %s::text)
 """

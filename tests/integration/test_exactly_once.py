@@ -110,10 +110,8 @@ def test_a_commit_that_the_server_turns_into_a_rollback_is_a_failure(desk: Desk)
     desk.add("insert", "log", line=1)
 
     def break_transaction(_: Outcome) -> None:
-        session = desk.writer._connection
-        assert session is not None
         with pytest.raises(psycopg.Error):
-            session.execute("SELECT 1 / 0")
+            desk.sessions[-1].execute("SELECT 1 / 0")
 
     with pytest.raises(FlushFailed, match="rolled"):
         desk.flush(seal=break_transaction)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from importlib import resources
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from helena_cli.database import embedded, schema
 from helena_cli.errors import ConfigurationError, DatabaseRefused, SchemaMissing
 
-EVERYTHING = ["schema helena, version 1", *(f"table {name}" for name in schema.TABLES)]
+EVERYTHING = ["schema helena, version 2", *(f"table {name}" for name in schema.TABLES)]
 
 
 def connect(dsn: str, **more) -> psycopg.Connection:
@@ -215,9 +216,42 @@ def test_a_newer_schema_is_refused_with_upgrade_as_the_remedy(helena_dsn):
 def test_an_older_schema_asks_for_init(helena_dsn):
     with connect(helena_dsn) as connection:
         connection.execute("UPDATE helena.meta SET version = 0")
-        with pytest.raises(SchemaMissing, match="needs 1") as refusal:
+        with pytest.raises(SchemaMissing, match="needs 2") as refusal:
             schema.target_id(connection)
         assert "helena init" in refusal.value.remedy
+
+
+def test_version_1_is_brought_up_to_date_and_keeps_its_rows(dsn, as_role):
+    with connect(dsn) as connection:
+        for name in ("01_helena.sql", "tables.sql"):
+            connection.execute((resources.files("helena_cli.database") / "sql" / name).read_text())
+        connection.execute(
+            "INSERT INTO helena.roots (namespace, host, path) VALUES ('n', 'h', 'p')"
+        )
+        before = connection.execute("SELECT id, version FROM helena.meta").fetchone()
+        assert before and before[1] == 1
+        with pytest.raises(SchemaMissing, match="has version 1; this Helena needs 2"):
+            schema.target_id(connection)
+        # Its owner can, others cannot.
+        with pytest.raises(DatabaseRefused) as refusal:
+            schema.initialise(as_role)
+        assert "helena init --print" in refusal.value.remedy
+        assert schema.initialise(connection) == ["schema helena, version 2"]
+        assert schema.target_id(connection) == str(before[0])
+        assert connection.execute("SELECT count(*) FROM helena.roots").fetchone() == (1,)
+        assert schema.initialise(connection) == []
+    assert schema.target_id(as_role) == str(before[0])
+
+
+def test_any_role_records_the_files_it_applies_and_changes_no_record(dsn, as_role):
+    with connect(dsn) as connection:
+        schema.initialise(connection)
+    record = "INSERT INTO helena.applied_files VALUES ('a.sql', 'hash', 1, 1, 'host')"
+    as_role.execute(record)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        as_role.execute(record)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        as_role.execute("DELETE FROM helena.applied_files")
 
 
 def test_a_database_without_the_schema_asks_for_init(dsn):

@@ -426,8 +426,7 @@ def test_a_flush_leaves_nothing_in_the_session_and_reuses_the_connection(desk: D
         }
     assert len(pids) == 1
     assert desk.connected == ["flush"]
-    session = desk.writer._connection
-    assert session is not None
+    (session,) = desk.sessions
     assert session.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
     for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
         assert session.execute(f"SHOW {name}").fetchone() == ("0",)

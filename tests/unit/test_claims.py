@@ -4,15 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from helena_cli.batch import claims
 from helena_cli.batch.claims import Claimed, Claims, Unusable
 from helena_cli.errors import HelenaError
 
 LIMIT = 1000
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "REST", 0.0)
+    monkeypatch.setattr(claims, "REST_EMPTY", 0.0)
 
 
 @pytest.fixture
@@ -35,25 +43,25 @@ def tree(folder: Path) -> list[str]:
 def settle(folder: Path, how: Callable[[Claims, Claimed], None], size: int = 10) -> list[str]:
     """Claim everything, do something to each, and return the names in their order."""
     seen = []
-    with Claims(folder, "*.sql") as claims:
-        for batch in claims.batches(size):
+    with Claims(folder, "*.sql") as work:
+        for batch in work.batches(size):
             for claimed in batch:
                 seen.append(claimed.name)
-                how(claims, claimed)
+                how(work, claimed)
     return seen
 
 
-def read_and_finish(claims: Claims, claimed: Claimed) -> None:
-    claims.read(claimed, LIMIT)
-    claims.done(claimed)
+def read_and_finish(work: Claims, claimed: Claimed) -> None:
+    work.read(claimed, LIMIT)
+    work.done(claimed)
 
 
 def test_files_are_claimed_by_name_in_batches_and_others_are_left_alone(folder: Path):
     put(folder, "b.sql", "a.sql", "c.sql", "note.txt", ".hidden.sql", "A.SQL")
     (folder / "folder.sql").mkdir()
-    with Claims(folder, "*.sql") as claims:
-        assert claims.count() == 3
-        batches = claims.batches(2)
+    with Claims(folder, "*.sql") as work:
+        assert work.count() == 3
+        batches = work.batches(2)
         first = next(batches)
         assert [claimed.name for claimed in first] == ["a.sql", "b.sql"]
         assert tree(folder) == [
@@ -65,31 +73,31 @@ def test_files_are_claimed_by_name_in_batches_and_others_are_left_alone(folder: 
             "processing/b.sql",
         ]
         for claimed in first:
-            claims.done(claimed)
+            work.done(claimed)
         assert [claimed.name for claimed in next(batches)] == ["c.sql"]
     assert (folder / "processing").stat().st_mode & 0o777 == 0o700
 
 
 def test_what_is_not_settled_goes_back(folder: Path):
     put(folder, "a.sql", "b.sql")
-    with pytest.raises(KeyboardInterrupt), Claims(folder, "*.sql") as claims:
-        batch = next(claims.batches(2))
-        claims.done(batch[0])
+    with pytest.raises(KeyboardInterrupt), Claims(folder, "*.sql") as work:
+        batch = next(work.batches(2))
+        work.done(batch[0])
         raise KeyboardInterrupt
     assert tree(folder) == ["b.sql", "done/a.sql"]
 
 
 def test_what_goes_back_does_not_overwrite_a_new_file_and_comes_first_next_time(folder: Path):
     put(folder, "b.sql", text="old")
-    with Claims(folder, "*.sql") as claims:
-        next(claims.batches(1))
+    with Claims(folder, "*.sql") as work:
+        next(work.batches(1))
         put(folder, "a.sql", "b.sql", text="new")
     assert tree(folder) == ["a.sql", "b.sql", "processing/b.sql"]
     contents: list[tuple[bytes, bool]] = []
 
-    def note(claims: Claims, claimed: Claimed) -> None:
-        contents.append((claims.read(claimed, LIMIT), claimed.leftover))
-        claims.done(claimed)
+    def note(work: Claims, claimed: Claimed) -> None:
+        contents.append((work.read(claimed, LIMIT), claimed.leftover))
+        work.done(claimed)
 
     assert settle(folder, note) == ["b.sql", "a.sql", "b.sql"]
     assert contents == [(b"old", True), (b"new", False), (b"new", False)]
@@ -107,7 +115,7 @@ def test_a_name_in_done_is_never_overwritten(folder: Path):
 def test_a_failed_file_has_its_reason_beside_it(folder: Path):
     for text in ("first", "second"):
         put(folder, "a.sql", text=text)
-        settle(folder, lambda claims, one: claims.failed(one, claims.read(one, LIMIT).decode()))
+        settle(folder, lambda work, one: work.failed(one, work.read(one, LIMIT).decode()))
     reasons = list((folder / "failed").glob("*.reason.txt"))
     assert sorted(path.read_text() for path in reasons) == ["first\n", "second\n"]
     for path in reasons:
@@ -117,7 +125,7 @@ def test_a_failed_file_has_its_reason_beside_it(folder: Path):
 def test_a_reason_may_be_read_by_nobody_who_may_not_read_the_file(folder: Path):
     put(folder, "open.sql", "secret.sql")
     (folder / "secret.sql").chmod(0o600)
-    settle(folder, lambda claims, claimed: claims.failed(claimed, "it holds 'secret'"))
+    settle(folder, lambda work, claimed: work.failed(claimed, "it holds 'secret'"))
     mode = (folder / "failed/secret.sql.reason.txt").stat().st_mode & 0o777
     assert mode == 0o600
     assert (folder / "failed/open.sql.reason.txt").stat().st_mode & 0o044
@@ -127,17 +135,17 @@ def test_a_reason_may_be_read_by_nobody_who_may_not_read_the_file(folder: Path):
 def test_the_longest_name_can_fail_twice(folder: Path, name: str):
     for _ in range(2):
         put(folder, name)
-        assert settle(folder, lambda claims, claimed: claims.failed(claimed, "no")) == [name]
+        assert settle(folder, lambda work, claimed: work.failed(claimed, "no")) == [name]
     assert len(tree(folder)) == 4
 
 
 def test_a_name_that_is_not_utf8_is_worked_on_and_can_be_told(folder: Path):
     name = os.fsdecode(b"caf\xe9.sql")
     put(folder, name)
-    with Claims(folder, "*.sql") as claims:
-        claimed = next(claims.batches(1))[0]
+    with Claims(folder, "*.sql") as work:
+        claimed = next(work.batches(1))[0]
         assert claimed.label == "caf\\xe9.sql"
-        claims.done(claimed)
+        work.done(claimed)
     assert tree(folder) == [f"done/{name}"]
 
 
@@ -147,12 +155,12 @@ def test_a_name_that_is_not_utf8_is_worked_on_and_can_be_told(folder: Path):
 def refusal(folder: Path) -> str:
     reasons = []
 
-    def read(claims: Claims, claimed: Claimed) -> None:
+    def read(work: Claims, claimed: Claimed) -> None:
         try:
-            claims.read(claimed, LIMIT)
+            work.read(claimed, LIMIT)
         except Unusable as why:
             reasons.append(str(why))
-            claims.failed(claimed, str(why))
+            work.failed(claimed, str(why))
 
     settle(folder, read)
     assert len(reasons) == 1
@@ -199,22 +207,22 @@ def test_a_file_that_was_exchanged_for_a_link_is_not_followed(
         (folder / "processing/a.sql").symlink_to(tmp_path / "secret")
         return status
 
-    with Claims(folder, "*.sql") as claims:
-        batch = next(claims.batches(1))
+    with Claims(folder, "*.sql") as work:
+        batch = next(work.batches(1))
         with monkeypatch.context() as patch, pytest.raises(Unusable):
             patch.setattr(os, "lstat", exchange)
-            claims.read(batch[0], LIMIT)
+            work.read(batch[0], LIMIT)
 
 
 def test_a_file_that_vanishes_harms_nobody(folder: Path):
     put(folder, "a.sql", "b.sql", "c.sql")
-    with Claims(folder, "*.sql") as claims:
-        batches = claims.batches(1)
+    with Claims(folder, "*.sql") as work:
+        batches = work.batches(1)
         gone = next(batches)[0]
         (folder / "processing/a.sql").unlink()
         with pytest.raises(Unusable, match="No such file"):
-            claims.read(gone, LIMIT)
-        claims.failed(gone, "gone")
+            work.read(gone, LIMIT)
+        work.failed(gone, "gone")
         (folder / "b.sql").unlink()
         assert [claimed.name for claimed in next(batches)] == ["c.sql"]
     assert tree(folder) == ["c.sql"]
@@ -222,23 +230,45 @@ def test_a_file_that_vanishes_harms_nobody(folder: Path):
 
 def test_a_file_that_is_still_written_to_is_put_back(folder: Path):
     put(folder, "a.sql", text="INSERT")
-    with (folder / "a.sql").open("a") as writer, Claims(folder, "*.sql") as claims:
-        claimed = next(claims.batches(1))[0]
-        assert claims.read(claimed, LIMIT) == b"INSERT"
+    with (folder / "a.sql").open("a") as writer, Claims(folder, "*.sql") as work:
+        claimed = next(work.batches(1))[0]
+        assert work.read(claimed, LIMIT) == b"INSERT"
         writer.write(" INTO")
         writer.flush()
-        claims.failed(claimed, "it ends too early")
+        work.failed(claimed, "it ends too early")
     assert tree(folder) == ["a.sql"]
     assert (folder / "a.sql").read_text() == "INSERT INTO"
+
+
+def test_a_file_that_was_just_written_to_is_left_to_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(claims, "REST", 3.0)
+    monkeypatch.setattr(claims, "REST_EMPTY", 5.0)
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    put(folder, "old.sql")
+    os.utime(folder / "old.sql", (0, 0))
+    os.mkfifo(folder / "pipe.sql")
+    settle(folder, lambda work, one: work.done(one))
+    put(folder, "young.sql")
+    settle(folder, lambda work, one: work.done(one))
+    put(folder, "empty.sql", text="")
+    # By a clock that is wrong.
+    os.utime(folder / "empty.sql", (time.time() + 1000,) * 2)
+    settle(folder, lambda work, one: work.done(one))
+    assert waits[0] == 0
+    assert 0 < waits[1] <= 3
+    assert waits[2] == 5
 
 
 # The folder itself
 
 
 def test_an_absent_folder_is_empty_and_stays_absent(folder: Path):
-    with Claims(folder / "absent", "*.sql") as claims:
-        assert claims.count() == 0
-        assert list(claims.batches(1)) == []
+    with Claims(folder / "absent", "*.sql") as work:
+        assert work.count() == 0
+        assert list(work.batches(1)) == []
     assert list(folder.iterdir()) == []
 
 
@@ -253,16 +283,16 @@ def test_a_dry_run_sees_everything_and_touches_nothing(folder: Path):
     (folder / "processing").mkdir()
     put(folder / "processing", "b.sql", text="old")
     before = tree(folder)
-    with Claims(folder, "*.sql", dry_run=True) as claims:
-        assert claims.count() == 2
-        files = [claimed for batch in claims.batches(10) for claimed in batch]
-        assert [claims.read(claimed, LIMIT) for claimed in files] == [b"old", b"new"]
+    with Claims(folder, "*.sql", dry_run=True) as work:
+        assert work.count() == 2
+        files = [claimed for batch in work.batches(10) for claimed in batch]
+        assert [work.read(claimed, LIMIT) for claimed in files] == [b"old", b"new"]
         assert [str(claimed.path.relative_to(folder)) for claimed in files] == [
             "processing/b.sql",
             "a.sql",
         ]
-        claims.done(files[0])
-        claims.failed(files[1], "no")
+        work.done(files[0])
+        work.failed(files[1], "no")
     assert tree(folder) == before
     assert not (folder / "processing/.lock").exists()
 
@@ -301,10 +331,12 @@ def test_only_one_works_on_a_folder_at_a_time(folder: Path):
 
 HOLDER = """
 import sys
+import time
 from pathlib import Path
+from helena_cli.batch import claims
 from helena_cli.batch.claims import Claims
-with Claims(Path(sys.argv[1]), "*.sql") as claims:
-    next(claims.batches(2))
+with Claims(Path(sys.argv[1]), "*.sql") as work:
+    next(work.batches(2))
     print("claimed", flush=True)
     sys.stdin.read()
 """

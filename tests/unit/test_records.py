@@ -1,6 +1,7 @@
 """The four records: what may be left out, what is refused and how that is said."""
 
 import enum
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -142,6 +143,25 @@ def test_columns_come_in_one_order_so_that_rows_of_a_kind_go_together(
 @builders
 def test_a_record_can_be_queued(build: Builder, least: dict[str, Any]):
     assert encode(*build(least, NOW), max_bytes=10_000)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        records.DocumentReference,
+        records.Message,
+        records.AgentContext,
+        records.DocumentUsage,
+    ],
+)
+def test_every_field_is_explained_and_says_when_it_is_required(fields: type):
+    source = [line.strip() for line in inspect.getsource(fields).splitlines()]
+    required = fields.__required_keys__  # type: ignore[attr-defined]  # every TypedDict has it
+    for name in fields.__annotations__:
+        (number,) = (n for n, line in enumerate(source) if line.startswith(f"{name}: "))
+        explained = source[number - 1]
+        assert explained.startswith("#: ") and explained.endswith(".")
+        assert ("Required" in explained) == (name in required)
 
 
 # What is refused

@@ -227,7 +227,7 @@ def test_garbage_in_place_of_the_file_is_moved_aside(before, content):
     assert spool.id != before.id
     use(spool, before)
     (aside,) = before.path.parent.glob("*.damaged-*")
-    assert aside.read_bytes()[PAGE:] == content[PAGE:]
+    assert aside.read_bytes()[PAGE : len(content)] == content[PAGE:]
     spool.close()
 
 

@@ -1,0 +1,272 @@
+"""The database or the line to it fails while processes write: everything arrives exactly once."""
+
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from helena_cli.database import embedded, schema
+from tests.cluster import Cluster
+from tests.conftest import _installed_binaries
+from tests.hosts import Host, wait_until
+from tests.proxy import Proxy
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.postgres]
+
+#: Adds numbers until it is told to end, and says after each that it was accepted.
+PRODUCE = """
+import pathlib, sys, time
+from helena_cli import add_operation
+end, n = pathlib.Path(sys.argv[1]), 0
+while not end.exists():
+    add_operation("insert", "numbers", {"n": n})
+    print(n, flush=True)
+    n += 1
+    time.sleep(0.001)
+"""
+
+ADD = """
+import sys
+from helena_cli import add_operation
+first, count = int(sys.argv[1]), int(sys.argv[2])
+for n in range(first, first + count):
+    add_operation("insert", "numbers", {"n": n})
+"""
+
+#: Adds one number and stays.
+STAY = """
+import sys
+from helena_cli import add_operation
+add_operation("insert", "numbers", {"n": int(sys.argv[1])})
+sys.stdin.read()
+"""
+
+
+class Producer:
+    """A process that adds numbers until `finish`."""
+
+    def __init__(self, host: Host, **variables: str) -> None:
+        self._end = host.state_dir / "end"
+        self.process = host.start(PRODUCE, self._end, **variables)
+        self.accepted = 0
+
+    def produce(self, count: int) -> None:
+        """Wait until so many more numbers are accepted."""
+        assert self.process.stdout is not None
+        for _ in range(count):
+            assert int(self.process.stdout.readline()) == self.accepted
+            self.accepted += 1
+
+    def finish(self) -> int:
+        """Let it end; how many numbers were accepted."""
+        self._end.touch()
+        output, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, errors
+        return self.accepted + len(output.splitlines())
+
+
+@pytest.fixture
+def far_host(proxy: Proxy, helena_dsn: str, state_dir: Path) -> Iterator[Host]:
+    """Reaches its database through the proxy only."""
+    host = Host(proxy.dsn, state_dir, admin=helena_dsn)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def producer(far_host: Host) -> Iterator[Producer]:
+    with ExitStack() as stack:
+        producer = Producer(far_host, HELENA_BATCH_SIZE="20", HELENA_BATCH_INTERVAL="0.05")
+        stack.enter_context(producer.process)
+        stack.callback(producer.process.kill)
+        yield producer
+
+
+def drained(host: Host) -> Host:
+    """The host after another process has written what was left."""
+    with host.runtime() as runtime:
+        assert runtime.engine.flush(60)
+    return host
+
+
+def test_a_line_that_is_cut_again_and_again_loses_and_doubles_nothing(
+    far_host: Host, proxy: Proxy, producer: Producer
+):
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(25):
+        producer.produce(chance.randrange(1, 60))
+        proxy.cut()
+    count = producer.finish()
+    drained(far_host).assert_written_once(count)
+
+
+def test_a_line_that_falls_silent_and_then_breaks_loses_and_doubles_nothing(
+    far_host: Host, proxy: Proxy, producer: Producer
+):
+    for _ in range(3):
+        producer.produce(60)
+        proxy.stalled = True
+        producer.produce(60)
+        proxy.cut()
+        proxy.stalled = False
+    count = producer.finish()
+    drained(far_host).assert_written_once(count)
+
+
+def test_a_lost_answer_to_commit_loses_and_doubles_nothing(
+    far_host: Host, proxy: Proxy, producer: Producer
+):
+    for _ in range(5):
+        producer.produce(30)
+        proxy.drop_next_answer(b"COMMIT")
+        producer.produce(30)
+        assert proxy.dropped.wait(60)
+    count = producer.finish()
+    drained(far_host).assert_written_once(count)
+
+
+def test_a_process_that_dies_without_an_answer_to_commit_loses_and_doubles_nothing(
+    far_host: Host, proxy: Proxy
+):
+    for number in range(3):
+        proxy.drop_next_answer(b"COMMIT")
+        with far_host.start(STAY, number) as process:
+            assert proxy.dropped.wait(60)
+            process.send_signal(signal.SIGKILL)
+    assert drained(far_host).run(ADD, 3, 1).returncode == 0
+    far_host.assert_written_once(4)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Cluster]:
+    """A server of this module's own, running, with Helena's tables, reached with a password."""
+    binaries = embedded.binaries() or _installed_binaries()
+    if binaries is None:
+        pytest.skip("There are no PostgreSQL binaries for a server of these tests' own.")
+    cluster = Cluster(binaries, tcp=True)
+    try:
+        cluster.start()
+        with psycopg.connect(cluster.dsn, autocommit=True) as connection:
+            schema.initialise(connection)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def test_a_server_that_crashes_under_load_loses_and_doubles_nothing(
+    server: Cluster, state_dir: Path
+):
+    host = Host(server.tcp_dsn, state_dir, admin=server.dsn)
+    host.close()
+    producer = Producer(host, HELENA_BATCH_SIZE="20", HELENA_BATCH_INTERVAL="0.05")
+    with producer.process:
+        for _ in range(3):
+            producer.produce(100)
+            server.stop("immediate")
+            producer.produce(100)
+            server.start()
+        count = producer.finish()
+    host = Host(server.tcp_dsn, state_dir, admin=server.dsn)
+    drained(host).assert_written_once(count)
+    host.sql("DROP TABLE numbers")
+    host.close()
+
+
+def complaint(result: "subprocess.CompletedProcess[str]") -> str:
+    """What a script says that cannot write now; it ends well all the same."""
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "1 operations wait" in result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_with_a_wrong_password_all_waits_until_it_is_right(server: Cluster, state_dir: Path):
+    host = Host(make_conninfo(server.tcp_dsn, password="sesame"), state_dir, admin=server.dsn)
+    told = complaint(host.run(ADD, 0, 1))
+    assert "password" in told
+    assert "sesame" not in told
+    host.sql("ALTER ROLE postgres PASSWORD 'sesame'")
+    assert host.run(ADD, 1, 1).stderr == ""
+    host.assert_written_once(2)
+    host.sql(f"ALTER ROLE postgres PASSWORD '{server.password}'")
+    host.sql("DROP TABLE numbers")
+    host.close()
+
+
+def test_without_a_database_of_that_name_all_waits_until_there_is_one(
+    server: Cluster, state_dir: Path
+):
+    name = make_conninfo(server.dsn, dbname="absent")
+    host = Host(name, state_dir, admin=server.dsn)
+    assert '"absent" does not exist' in complaint(host.run(ADD, 0, 1))
+    host.sql("CREATE DATABASE absent")
+    host.close()
+    host = Host(name, state_dir)
+    assert "helena init" in complaint_of_two(host.run(ADD, 1, 1))
+    schema.initialise(host.admin)
+    assert host.run(ADD, 2, 1).stderr == ""
+    host.assert_written_once(3)
+    host.close()
+
+
+def complaint_of_two(result: "subprocess.CompletedProcess[str]") -> str:
+    assert result.returncode == 0
+    assert "2 operations wait" in result.stderr
+    return result.stderr
+
+
+def put_back(copies: Path, folder: Path) -> None:
+    """Restore a backup into the files that are there, as `cp` does: they stay the same inodes."""
+    for copy in copies.iterdir():
+        shutil.copyfile(copy, folder / copy.name)
+
+
+@pytest.mark.parametrize("names", ["*.spool", "*.spool*"])
+def test_an_older_copy_of_the_spool_stops_and_says_so(
+    helena_dsn: str, state_dir: Path, tmp_path: Path, names: str
+):
+    host = Host(helena_dsn, state_dir)
+    assert host.run(ADD, 0, 10).stderr == ""
+    for path in state_dir.glob(names):
+        shutil.copyfile(path, tmp_path / path.name)
+    assert host.run(ADD, 10, 10).stderr == ""
+    put_back(tmp_path, state_dir)
+    host.run(ADD, 20, 10)
+    assert host.numbers() == list(range(20))
+    with host.runtime() as runtime:
+        assert runtime.engine.flush(60)
+        (lane,) = runtime.spool.lanes()
+    assert lane.reason is not None
+    assert "copy" in lane.reason
+    # All that was accepted since is still there: nothing was skipped as written already.
+    assert lane.operations == host.law().spooled == 10
+    host.close()
+
+
+def test_the_flusher_survives_that_its_connection_is_terminated(far_host: Host):
+    with far_host.runtime() as runtime:
+        runtime.engine.add_operation("insert", "numbers", {"n": 0})
+        assert runtime.engine.flush(60)
+        (pid,) = wait_until(
+            lambda: [
+                pid
+                for (pid,) in far_host.sql(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'helena flush'"
+                    " AND datname = current_database()"
+                )
+            ],
+            "the flusher's connection",
+        )
+        far_host.sql(f"SELECT pg_terminate_backend({pid}, 5000)")
+        runtime.engine.add_operation("insert", "numbers", {"n": 1})
+        assert runtime.engine.flush(60)
+    far_host.assert_written_once(2)
