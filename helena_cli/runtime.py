@@ -53,6 +53,8 @@ class Runtime:
         self.settings = settings
         self.remaining = 0
         self.left_to_another = False
+        #: What the first contact has created in the embedded database.
+        self.created: list[str] = []
         self._begin()
         _runtimes.add(self)
 
@@ -273,7 +275,7 @@ class Runtime:
             target = replace(self.target, dsn=known or self._start_embedded())
             if known is None:
                 with connection.connect(target, application="init") as fresh:
-                    schema.initialise(fresh)
+                    self.created = schema.initialise(fresh)
                 self._embedded_dsn = target.dsn
             return target
 

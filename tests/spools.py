@@ -40,7 +40,6 @@ def settle(
     skipped: Iterable[int] = (),
     held: Mapping[int, float] | None = None,
     tables: Iterable[str] = ("t",),
-    nonce: str = "n",
 ) -> None:
     """Settle as after a commit; `held` is id → seconds."""
     outcome = Outcome(
@@ -51,7 +50,7 @@ def settle(
         held=tuple(Verdict(i, "23503", "no parent") for i in held or {}),
         settled_tables=frozenset(tables),
     )
-    spool.settle(outcome, nonce, held or {})
+    spool.settle(outcome, "n", held or {})
 
 
 def ids(spool: Spool, table: str = "t") -> list[int]:

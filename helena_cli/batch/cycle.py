@@ -255,7 +255,7 @@ class Cycle:
             count - 1, cap=LONGEST_BACKOFF, random=random.random
         )
         self._spool.record(FlushRecord(self._clock(), 0, 0, seconds, str(failure)))
-        log.warning("flush failed (%d in a row): %s", count, failure)
+        log.warning("flush failed (%d in a row): %s (%s)", count, failure, failure.remedy)
         if failure.unknown:
             self._unknown += 1
         if failure.halve:

@@ -86,7 +86,7 @@ class Lines:
         self._reject = reject
         self.accepted = 0
         self._line = 0
-        #: The beginning of a line whose end has not come; too long a one is only counted.
+        #: The beginning of a line whose end has not come; what makes it too long is only counted.
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -106,9 +106,7 @@ class Lines:
 
     def _keep(self, part: bytes) -> None:
         self._size += len(part)
-        if self._is_too_long():
-            self._parts.clear()
-        else:
+        if not self._is_too_long():
             self._parts.append(part)
 
     def _take(self) -> bytes | None:

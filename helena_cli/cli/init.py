@@ -62,7 +62,7 @@ def _create_tables(common: Common) -> ExitCode:
     with Runtime(common.settings()) as runtime:
         target = runtime.target.label
         with runtime.connect("init") as connection:
-            created = schema.initialise(connection)
+            created = [*runtime.created, *schema.initialise(connection)]
     if common.json:
         render.print_json({"target": target, "created": created})
     elif created:

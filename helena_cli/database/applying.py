@@ -15,7 +15,7 @@ from helena_cli.database.transaction import Transaction
 from helena_cli.errors import DatabaseRefused, DatabaseUnreachable, SchemaMissing
 
 #: Any constant will do, as long as every Helena uses the same.
-_LOCK = 0x48454C454E42
+LOCK = 0x48454C454E42
 
 # A statement of its own: only the next one sees what the holder before has committed.
 _ALONE = b"SELECT pg_advisory_xact_lock($1)"
@@ -136,7 +136,7 @@ class Applying:
             statement_timeout=self.STATEMENT_TIMEOUT,
             idle_timeout=self.IDLE_TIMEOUT,
         )
-        self._transaction.execute(_ALONE, [_LOCK])
+        self._transaction.execute(_ALONE, [LOCK])
         return self._recorded(files)
 
     def _recorded(self, files: Sequence[File]) -> set[tuple[str, str]]:

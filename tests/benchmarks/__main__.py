@@ -7,7 +7,7 @@ import sys
 
 import psycopg
 
-from tests.benchmarks import documents, memory, operations, server
+from tests.benchmarks import callers, documents, memory, operations, server
 
 
 def main() -> None:
@@ -24,6 +24,7 @@ def main() -> None:
         print(f"{os.cpu_count()} cores, Python {platform.python_version()}, PostgreSQL {version}")
         for batch in (100, 1000):
             print_operations(operations.measure(admin, options.rows, batch, options.runs), batch)
+        print_callers(callers.measure(admin, options.rows))
         print_documents(documents.measure(admin, options.documents, options.runs), options)
         print_memory(admin, options.queue)
 
@@ -35,6 +36,16 @@ def print_operations(rates: dict[str, float], batch: int) -> None:
     copy, slow = rates["plain COPY"], rates["connection per operation"]
     for name, rate in rates.items():
         print(f"| {name} | {rate:,.0f} | {rate / copy:.2f} | {rate / slow:.0f} |")
+    sys.stdout.flush()
+
+
+def print_callers(held: dict[str, callers.Held]) -> None:
+    """How long a script is held up by each call."""
+    print("\n| call | median | 99th percentile | per operation |\n|---|---:|---:|---:|")
+    for name, one in held.items():
+        print(
+            f"| {name} | {one.median:,.0f} µs | {one.p99:,.0f} µs | {one.per_operation:,.0f} µs |"
+        )
     sys.stdout.flush()
 
 

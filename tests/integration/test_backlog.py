@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.batch import claims
-from helena_cli.database import allowlist, backlog, schema
+from helena_cli.database import allowlist, applying, backlog, schema
 from helena_cli.database.applying import Applying
 from helena_cli.database.backlog import BacklogReport, drain_backlog
 from helena_cli.database.script import Statement
@@ -280,6 +280,19 @@ def test_two_hosts_with_the_same_files_apply_each_once(
     assert sum(report.skipped for report in reports) == 60
 
 
+def test_only_one_host_applies_files_at_a_time(
+    folder: Path, drain: Drain, shared_dsn: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Applying, "LOCK_TIMEOUT", 20)
+    put(folder, a=line(1))
+    with psycopg.connect(shared_dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [applying.LOCK])
+        with pytest.raises(DatabaseRefused, match="lock timeout"):
+            drain()
+    assert tree(folder) == ["a.sql"]
+    assert drain().applied == 1
+
+
 # What does not lie in the file
 
 
@@ -371,6 +384,8 @@ def test_a_file_that_makes_the_commit_fail_is_found(
     assert (report.applied, report.failed) == (6, 1)
     assert lines(admin) == ["0", "1", "2", "3", "5", "6"]
     assert "foreign key" in reason(folder, "4")
+    # By halves, not one by one: 0-2, 3, and 5-6.
+    assert report.transactions == 3
 
 
 def test_constraints_are_checked_behind_the_files_own_savepoint(

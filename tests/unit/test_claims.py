@@ -149,6 +149,18 @@ def test_a_name_that_is_not_utf8_is_worked_on_and_can_be_told(folder: Path):
     assert tree(folder) == [f"done/{name}"]
 
 
+def test_a_new_file_waits_for_the_unsettled_one_of_its_name(folder: Path):
+    (folder / "processing").mkdir()
+    put(folder / "processing", "a.sql", text="old")
+    put(folder, "a.sql", "b.sql", text="new")
+    with Claims(folder, "*.sql") as work:
+        batches = work.batches(10)
+        assert [one.leftover for one in next(batches)] == [True]
+        assert [one.name for one in next(batches)] == ["b.sql"]
+    assert (folder / "processing/a.sql").read_text() == "old"
+    assert (folder / "a.sql").read_text() == "new"
+
+
 # What is no file to be read
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from helena_cli.batch.spool import Spool
 from helena_cli.documents import pending
-from helena_cli.documents.json_files import PendingReport
+from helena_cli.documents.json_files import JsonFiles, PendingReport
 from helena_cli.documents.reconcile import Failure, Report
 from helena_cli.documents.tasks import Tasks
 from helena_cli.errors import SpoolFull
@@ -249,6 +249,14 @@ def test_a_file_that_is_still_being_written_is_left_for_the_next_run(spool: Spoo
     assert names(folder) == ["new.json"]
 
 
+def test_a_file_that_was_handed_out_is_not_handed_out_again_meanwhile(folder: Path):
+    leave(folder, "good.json", MESSAGE)
+    leave(folder, "new.json", "{", at=time.time())
+    clock = Time(lambda now: leave(folder, "new.json", MESSAGE, at=now))
+    with JsonFiles(folder, max_bytes=10_000, clock=clock, sleep=clock.sleep) as files:
+        assert [file.name for file, _ in files.read()] == ["good.json", "new.json"]
+
+
 # Once, whatever happens
 
 
@@ -380,6 +388,7 @@ def test_a_file_and_its_operations_are_accepted_together_or_not_at_all(spool: Sp
     assert spool.accept_file("/a/bc/d", "1", triples[:1]) is not None
     assert spool.queue().total == 5
     assert spool.accepted_files("/a") == ["/a/b", "/a/bc/d"]
+    assert spool.accepted_files("/a/b") == []
     spool.forget_files(["/a/b"])
     assert spool.accepted_files("/a") == ["/a/bc/d"]
 

@@ -132,12 +132,11 @@ def test_the_callers_mapping_is_left_as_it_was():
     assert data == {"sender": "a", "content": "b"}
 
 
-@builders
-def test_columns_come_in_one_order_so_that_rows_of_a_kind_go_together(
-    build: Builder, least: dict[str, Any]
-):
-    orders = {tuple(build(least, NOW)[2]) for _ in range(3)}
-    assert len(orders) == 1
+def test_columns_come_in_one_order_so_that_rows_of_a_kind_go_together():
+    declared = list(records.Message.__annotations__)
+    columns = list(row(records.message, content="b", sender="a"))
+    assert columns[:2] == ["content", "sender"]
+    assert columns[2:] == sorted(columns[2:], key=declared.index)
 
 
 @builders

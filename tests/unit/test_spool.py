@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helena_cli.batch.flush import Verdict, Waiting
+from helena_cli.batch.flush import Outcome, Verdict, Waiting
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import CHUNK, MIB, Spool
 from helena_cli.batch.spoolfile import SpoolFile
@@ -163,7 +163,8 @@ def test_file_and_all_beside_it_belong_to_the_user_alone(path):
         os.umask(before)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in path.parent.iterdir()}
     spool.close()
-    assert set(modes) == {f"test.spool{suffix}" for suffix in ("", "-wal", "-shm", ".gate", ".inbox")}
+    suffixes = ("", "-wal", "-shm", ".gate", ".inbox")
+    assert set(modes) == {f"test.spool{suffix}" for suffix in suffixes}
     assert set(modes.values()) == {0o600}
 
 
@@ -534,7 +535,9 @@ def test_nonces_of_unfinished_flushes_are_known_until_one_succeeds(spool):
     spool.remember_nonce("a", ["t"])
     spool.sync()
     assert spool.known_nonces(["t", "u"]) == {"t": frozenset({"a", "b"}), "u": frozenset()}
-    settle(spool, numbers[:1], nonce="b")
+    spool.settle(
+        Outcome("target", written=tuple(numbers[:1]), settled_tables=frozenset({"t"})), "b", {}
+    )
     assert spool.known_nonces(["t"]) == {"t": frozenset({"b"})}
 
 

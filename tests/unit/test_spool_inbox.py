@@ -1,0 +1,200 @@
+"""The inbox of a spool when it is damaged, lost, moved or left by another spool."""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from helena_cli.batch.inbox import PAGE
+from helena_cli.batch.spool import Spool
+from helena_cli.errors import InvalidOperation
+from tests.spools import Clock, assert_law, fill, ids, settle
+
+
+@pytest.fixture
+def path(state_dir: Path) -> Path:
+    return state_dir / "test.spool"
+
+
+@pytest.fixture
+def inbox(path: Path) -> Path:
+    return Path(f"{path}.inbox")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def spool(path: Path, clock: Clock) -> Iterator[Spool]:
+    spool = Spool.open(path, clock=clock)
+    yield spool
+    assert_law(spool)
+    spool.close()
+
+
+def write(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+@pytest.mark.parametrize("length", [PAGE, PAGE + 1, PAGE + 100, PAGE + 5000])
+def test_inbox_that_lost_its_end_gives_what_is_left(spool, inbox, length):
+    """After a power cut the length of a file may be older than what the file says."""
+    for _ in range(100):
+        spool.append("insert", "t", {"a": "x" * 60})
+    os.truncate(inbox, length)
+    assert spool.lost() > 0
+    assert len(ids(spool)) == (length - PAGE) // 100
+    later = spool.append("insert", "t", {"a": 1})
+    assert ids(spool)[-1] == later
+
+
+def test_damage_in_the_midst_of_the_inbox_costs_no_more_than_what_follows(spool, inbox):
+    for _ in range(100):
+        spool.append("insert", "t", {"a": "x" * 60})
+    write(inbox, PAGE + 5000, b"\xff" * 200)
+    assert 0 < len(ids(spool)) < 100
+    assert spool.lost() > 0
+
+
+@pytest.mark.parametrize("page", [bytes(PAGE), random.Random(1).randbytes(PAGE)])
+def test_inbox_whose_page_of_numbers_is_lost_begins_anew(spool, path, inbox, clock, page):
+    last = fill(spool, 3)[-1]
+    assert ids(spool)[-1] == last
+    spool.append("insert", "t", {"a": 1})
+    os.kill(os.getpid(), 0)
+    spool._file._let_go()
+    write(inbox, 0, page)
+    clock.now -= 86_400
+    other = Spool.open(path, clock=clock)
+    later = other.append("insert", "t", {"a": 1})
+    assert later > last
+    assert ids(other)[-1] == later
+    assert other.append("insert", "t", {"a": 1}) == later + 1
+    other.close()
+
+
+def test_operation_is_not_taken_for_an_old_one_when_the_inbox_was_deleted(spool, inbox, clock):
+    last = fill(spool, 3)[-1]
+    assert ids(spool)[-1] == last
+    inbox.unlink()
+    clock.now -= 86_400
+    later = spool.append("insert", "t", {"a": 1})
+    assert later > last
+    assert ids(spool)[-1] == later
+
+
+def test_operations_go_to_the_place_of_the_spool_although_its_files_were_moved(spool, path, clock):
+    fill(spool, 3)
+    ids(spool)
+    aside = path.parent / "aside"
+    aside.mkdir()
+    for file in path.parent.glob("test.spool*"):
+        file.rename(aside / file.name)
+    number = spool.append("insert", "t", {"a": 1})
+    other = Spool.open(path, clock=clock)
+    assert ids(other) == [number] == ids(spool)
+    other.close()
+
+
+def test_spool_that_became_another_accepts_operations_for_itself(spool):
+    fill(spool, 3)
+    spool.renew_identity("a test")
+    number = spool.append("insert", "t", {"a": 1})
+    assert ids(spool) == [number]
+    assert len(spool.dead_letters()) == 3
+
+
+def test_moved_spool_accepts_operations_for_itself(spool, path, clock):
+    fill(spool, 3)
+    spool.close()
+    for file in path.parent.glob("test.spool*"):
+        file.rename(file.with_name(file.name.replace("test", "moved")))
+    moved = Spool.open(path.with_name("moved.spool"), clock=clock)
+    number = moved.append("insert", "t", {"a": 1})
+    assert ids(moved) == [number]
+    assert len(moved.dead_letters()) == 3
+    assert_law(moved)
+    moved.close()
+
+
+def test_spool_beside_the_inbox_of_another_keeps_its_operations_as_dead_letters(spool, path, clock):
+    fill(spool, 2)
+    spool._file._let_go()
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    other = Spool.open(path, clock=clock)
+    assert len(other.dead_letters()) == 2
+    number = other.append("insert", "t", {"a": 1})
+    assert ids(other) == [number]
+    assert_law(other)
+    other.close()
+
+
+def test_settling_does_not_wait_for_what_was_accepted_later(spool):
+    numbers = fill(spool, 3)
+    taken = spool.take(limit=10, max_bytes=1 << 20)
+    later = spool.append("insert", "t", {"a": 1})
+    settle(spool, [operation.id for operation in taken])
+    assert ids(spool) == [later]
+    assert later > numbers[-1]
+
+
+def test_name_of_a_table_may_not_be_endless(spool):
+    for length in (1001, 70_000):
+        with pytest.raises(InvalidOperation) as caught:
+            spool.append("insert", "t" * length, {"a": 1})
+        assert caught.value.field == "table"
+    assert spool.append("insert", "ü" * 1000, {"a": 1})
+    assert len(ids(spool, "ü" * 1000)) == 1
+
+
+@pytest.mark.parametrize("what", ["append", "transact"])
+def test_interrupt_while_waiting_for_another_process_leaves_nothing_locked(path, what):
+    """The lock comes in the very moment of the interrupt: whoever gets it must give it back."""
+    spool = Spool.open(path)
+    other = Spool.open(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+
+        def interrupt() -> None:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            holder.execute("ROLLBACK")
+
+        holder_thread = threading.Timer(0.2, interrupt)
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)):
+            pass
+        holder.close()
+    with closing(
+        sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    ) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        holder_thread = threading.Timer(0.2, interrupt)
+        holder_thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            if what == "append":
+                spool.append("insert", "t", {"a": 1})
+                spool.queue()
+            else:
+                spool.request_flush()
+            time.sleep(30)
+        holder_thread.join()
+    started = time.monotonic()
+    other.append("insert", "t", {"b": 1})
+    other.request_flush()
+    assert time.monotonic() - started < 20
+    assert_law(other)
+    other.close()
+    spool.close()
