@@ -135,35 +135,37 @@ def test_after_kill_9_each_file_is_applied_once_and_none_is_lost(
     chance = random.Random(seed)
     total = 0
     for _ in range(KILLS):
-        for number in range(total, total + 40):
+        # More than one transaction takes, so that there is a moment between two of them too.
+        for number in range(total, total + 120):
             leave_line(folder, number)
-        total += 40
+        total += 120
+        goal = count(folder / "done") + chance.randrange(120)
         with helena.start("process-pending", "--json") as process:
-            wait_for_work(process, folder)
-            # Anywhere between the first claim and the last move.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(chance.uniform(0, 0.15))
+            # Mostly in the middle of the moving: what was committed and what is in done/ differ.
+            while process.poll() is None and count(folder / "done") < goal:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.001)
+            if chance.random() < 0.3:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(chance.uniform(0, 0.2))
             process.kill()
             process.communicate()
     helena.json("process-pending")
     assert applied(database) == Counter(range(total))
-    assert names(folder / "done") == sorted(f"{number:03}.sql" for number in range(total))
+    assert names(folder / "done") == sorted(f"{number:04}.sql" for number in range(total))
     assert names(folder) == ["done", "processing"]
     assert names(folder / "processing") == []
 
 
 def leave_line(folder: Path, number: int) -> None:
     text = f"INSERT INTO backlog_log (line) VALUES ({number});"
-    (folder / f"{number:03}.sql").write_text(text)
+    (folder / f"{number:04}.sql").write_text(text)
 
 
-def wait_for_work(process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Until it has claimed a file."""
-    lock = folder / "processing" / ".lock"
-    before = len(os.listdir(folder))
-    while process.poll() is None and (not lock.exists() or len(os.listdir(folder)) >= before):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.001)
+def count(folder: Path) -> int:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as listing:
+        return sum(1 for _ in listing)
+    return 0
 
 
 #: Applies the backlog and dies at the named place, before what is there happens.
@@ -201,11 +203,11 @@ def test_whichever_step_is_the_last_the_next_run_finishes_the_work(
         [sys.executable, "-c", VICTIM, place], cwd=helena.folder, env=helena.variables, timeout=60
     )
     assert died.returncode == -signal.SIGKILL
-    assert names(folder / "processing") == ["000.sql", "001.sql", "002.sql"]
+    assert names(folder / "processing") == ["0000.sql", "0001.sql", "0002.sql"]
     assert sum(applied(database).values()) == (3 if committed else 0)
 
     answer = helena.json("process-pending")
     assert answer["backlog"]["found"] == 3
     assert answer["backlog"]["applied"] == (0 if committed else 3)
     assert applied(database) == Counter(range(3))
-    assert names(folder / "done") == ["000.sql", "001.sql", "002.sql"]
+    assert names(folder / "done") == ["0000.sql", "0001.sql", "0002.sql"]

@@ -107,6 +107,7 @@ def test_operation_files_are_drained_once_and_broken_ones_stop_none(
     assert (second["operations"]["accepted"], second["failures"]) == (0, [])
 
 
+@pytest.mark.slow
 def test_after_kill_9_in_the_middle_no_operation_file_is_lost_or_doubled(
     helena: Program, folder: Path, state_dir: Path, database: psycopg.Connection
 ):
@@ -153,9 +154,9 @@ def test_tasks_index_their_documents_below_the_configuration_file(
 ):
     project = folder / "project"
     leave(project, "helena.toml", "[batch]\nsize = 50\n")
-    for name in ("docs/a.md", "docs/deep/er/b.md", "docs/bad.md"):
+    for name in ("docs/one/a.md", "docs/deep/er/b.md", "docs/one/bad.md"):
         leave(project, name, "---\ntitle: [\n---\n" if "bad" in name else "# Text\n")
-    for number, name in enumerate(["a.md", "deep/er/b.md", "bad.md", "nowhere.md"]):
+    for number, name in enumerate(["one/a.md", "deep/er/b.md", "one/bad.md", "nowhere.md"]):
         queue = "realtime_queue" if number % 2 else "batch_queue"
         leave(project, f"helena_tasks/{queue}/{number}.json", {"file_path": f"docs/{name}"})
 
@@ -167,7 +168,7 @@ def test_tasks_index_their_documents_below_the_configuration_file(
     assert "docs/nowhere.md" in failed["3.json"]["reason"]
     assert failed["bad.md"]["indexed"] is True
     known = rows(database, "SELECT es_doc_id FROM es_document_references ORDER BY 1")
-    assert known == ["docs:a.md", "docs:bad.md", "docs:deep/er/b.md"]
+    assert known == ["docs:deep/er/b.md", "docs:one/a.md", "docs:one/bad.md"]
     assert names(project / "helena_tasks" / "batch_queue" / "done") == ["0.json", "2.json"]
 
     second = helena.json("process-pending", "--config", "project/helena.toml")
