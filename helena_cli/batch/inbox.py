@@ -11,27 +11,31 @@ a record which SQLite has already is known by its id.
 """
 
 import fcntl
+import logging
 import mmap
 import os
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from msgspec import Struct
 
 from helena_cli.batch.operation import KINDS
 
+log = logging.getLogger(__name__)
+
 #: Kind, table and encoded data of an operation.
 Row = tuple[str, str, bytes]
 
 #: Bytes before the first record.
 PAGE = 4096
-#: In it: the magic word, the bounds of the records, the last id, and the spool's own id.
-_BOUNDS = struct.Struct("<II")
-_LAST_ID = struct.Struct("<q")
+#: In it: the magic word, the bounds of the records, the last id, and the spool's own id. Native
+#: and aligned, so that each number changes at once for whoever looks without the lock.
+_BOUNDS = struct.Struct("@Q")
+_LAST_ID = struct.Struct("@q")
 _AT_BOUNDS, _AT_LAST_ID, _AT_OWNER = 8, 16, 24
 _MAGIC = b"helena 1"
 
@@ -71,14 +75,18 @@ class InboxFull(Exception):
     """The records take all the room that the file may have; fold them first."""
 
 
+class InboxNew(Exception):
+    """It does not know which ids were given out already; see `begin_after`."""
+
+
 class Inbox:
     """One open inbox file. Its owner lets one thread at a time in. Raises OSError."""
 
     def __init__(self, path: Path, *, sync: bool, clock: Callable[[], float]) -> None:
-        self._path = path
+        self._path = os.fspath(path)
         self._sync = sync
         self._clock = clock
-        self._fd = -1
+        self._fd = self._inode = -1
         self._page: mmap.mmap | None = None
 
     def close(self) -> None:
@@ -93,10 +101,10 @@ class Inbox:
     def append(self, rows: Sequence[Row]) -> range:
         """Accept operations, all or none; the range of their ids.
 
-        Raises InboxFull when the records that are there must be folded first.
+        Raises InboxFull when the records that are there must be folded first, and InboxNew.
         """
         with self._locked() as page:
-            start, end = _BOUNDS.unpack_from(page, _AT_BOUNDS)
+            start, end = _bounds(page)
             ids = self._next_ids(page, len(rows))
             records = b"".join(map(_record, ids, rows))
             if end + len(records) > LARGEST:
@@ -106,14 +114,14 @@ class Inbox:
                 # A full disk takes a part, and refuses the rest with the next write.
                 written += os.pwrite(self._fd, records[written:], PAGE + end + written)
             _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
-            _BOUNDS.pack_into(page, _AT_BOUNDS, start, end + len(records))
+            _set_bounds(page, start, end + len(records))
             if self._sync:
                 page.flush()
-                os.fsync(self._fd)
+                put_on_disk(self._fd)
             return ids
 
     def reserve(self, count: int) -> range:
-        """Ids for operations that come from elsewhere."""
+        """Ids for operations that come from elsewhere. Raises InboxNew."""
         with self._locked() as page:
             ids = self._next_ids(page, count)
             _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
@@ -122,22 +130,29 @@ class Inbox:
     def begin_after(self, last_id: int) -> None:
         """Never give out this id or a lower one: the spool knows it already."""
         with self._locked() as page:
-            if _LAST_ID.unpack_from(page, _AT_LAST_ID)[0] < last_id:
-                _LAST_ID.pack_into(page, _AT_LAST_ID, last_id)
+            (known,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
+            _LAST_ID.pack_into(page, _AT_LAST_ID, max(known, last_id, 1))
+
+    def is_empty(self) -> bool:
+        """Whether there are no records."""
+        start, end = _bounds(self._open())
+        return start >= end
 
     def bounds(self) -> tuple[int, int]:
         """Where the records begin and end; equal when there are none."""
-        start, end = _BOUNDS.unpack_from(self._open(), _AT_BOUNDS)
+        # Behind the lock everything that was written before it was released can be read.
+        with self._locked() as page:
+            start, end = _bounds(page)
         return (start, end) if start < end else (0, 0)
 
     def read(self, start: int, end: int, *, limit: int) -> Content:
         """The records from `start` on: about `limit` bytes of them, and at least one."""
-        content = os.pread(self._fd, min(end - start, limit), PAGE + start)
-        records, length = _parse(content)
-        if not records and start + len(content) < end:
-            content = os.pread(self._fd, end - start, PAGE + start)
-            records, length = _parse(content)
-        if start + len(content) < end or length == len(content):
+        size = min(end - start, limit)
+        records, length = _parse(os.pread(self._fd, size, PAGE + start))
+        if not records and size < end - start:
+            size = end - start
+            records, length = _parse(os.pread(self._fd, size, PAGE + start))
+        if length == size or (records and size < end - start):
             return Content(records, start + length, damaged=False)
         # Where a record should begin and none does, nobody knows where the next one begins.
         return Content(records, end, damaged=True)
@@ -145,9 +160,8 @@ class Inbox:
     def release(self, end: int) -> None:
         """Forget the records up to this end: SQLite has them."""
         with self._locked() as page:
-            _, current = _BOUNDS.unpack_from(page, _AT_BOUNDS)
-            bounds = (0, 0) if current <= end else (end, current)
-            _BOUNDS.pack_into(page, _AT_BOUNDS, *bounds)
+            _, current = _bounds(page)
+            _set_bounds(page, *((0, 0) if current <= end else (end, current)))
 
     def owner(self) -> str:
         """The id of the spool that the records were accepted for; empty in a new file."""
@@ -162,6 +176,8 @@ class Inbox:
 
     def _next_ids(self, page: mmap.mmap, count: int) -> range:
         (last,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
+        if not last:
+            raise InboxNew
         first = max(last + 1, int(self._clock() * 1_000_000))
         return range(first, first + count)
 
@@ -169,8 +185,9 @@ class Inbox:
     def _locked(self) -> Iterator[mmap.mmap]:
         """The page, while no other process changes it."""
         page = self._open()
-        self._lock_file()
+        # Within the try: an interrupt may come as soon as the lock is there.
         try:
+            self._lock_file()
             yield page
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -191,18 +208,49 @@ class Inbox:
     def _open(self) -> mmap.mmap:
         """The page, of the file that lies at the path now."""
         if self._page is not None:
-            if os.fstat(self._fd).st_nlink:
-                return self._page
+            with suppress(FileNotFoundError):
+                if os.stat(self._path).st_ino == self._inode:
+                    return self._page
             self.close()
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._lock_file()
+        self._inode = os.fstat(self._fd).st_ino
         try:
-            if os.fstat(self._fd).st_size < PAGE:
-                os.pwrite(self._fd, _MAGIC.ljust(PAGE, b"\0"), 0)
+            self._lock_file()
+            self._begin()
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._page = mmap.mmap(self._fd, PAGE)
         return self._page
+
+    def _begin(self) -> None:
+        """Write the numbers of a new file, or of one whose numbers are lost."""
+        page = os.pread(self._fd, PAGE, 0)
+        if page.startswith(_MAGIC) and len(page) == PAGE:
+            return
+        if page:
+            log.error("the inbox %s is damaged; what was in it is lost", self._path)
+        os.pwrite(self._fd, _MAGIC.ljust(PAGE, b"\0"), 0)
+
+
+def put_on_disk(fd: int) -> None:
+    """Let what was written into a file survive a power cut."""
+    if FULL_SYNC is None:
+        os.fsync(fd)
+    else:
+        fcntl.fcntl(fd, FULL_SYNC)
+
+
+#: On macOS alone fsync leaves the data in the drive's cache.
+FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
+
+
+def _bounds(page: mmap.mmap) -> tuple[int, int]:
+    (word,) = _BOUNDS.unpack_from(page, _AT_BOUNDS)
+    return word >> 32, word & 0xFFFF_FFFF
+
+
+def _set_bounds(page: mmap.mmap, start: int, end: int) -> None:
+    _BOUNDS.pack_into(page, _AT_BOUNDS, start << 32 | end)
 
 
 def _record(identifier: int, row: Row) -> bytes:

@@ -15,6 +15,9 @@ from helena_cli.errors import InvalidOperation
 Kind = Literal["insert", "update", "message"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
+#: Characters of a table's name, far beyond what PostgreSQL looks at.
+LONGEST_NAME = 1000
+
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -97,6 +100,8 @@ def _check_table(table: Any) -> None:
     if not isinstance(table, str):
         raise _invalid("table", f"it must be text, not {type(table).__name__}")
     parts = table.split(".")
+    if len(table) > LONGEST_NAME:
+        raise _invalid("table", f"its name has {len(table):,} characters")
     if len(parts) > 2 or not all(part.strip() for part in parts):
         raise _invalid("table", f"{table!r} is neither a table's name nor schema.name")
     _check_text(table, "table")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from helena_cli.batch import fold, identity, salvage
-from helena_cli.batch.inbox import Inbox, InboxFull, Row
+from helena_cli.batch.inbox import Inbox, InboxFull, InboxNew, Row, put_on_disk
 from helena_cli.errors import SpoolError, SpoolFull, SpoolUnavailable
 
 log = logging.getLogger(__name__)
@@ -91,8 +91,8 @@ class SpoolFile:
         with self._lock:
             try:
                 return self._inbox.append(rows)
-            except InboxFull:
-                self.transact(lambda _: None)
+            except (InboxFull, InboxNew):
+                self.transact(self._begin_inbox)
                 with translated(self.path):
                     return self._inbox.append(rows)
             except OSError as error:
@@ -104,6 +104,7 @@ class SpoolFile:
 
         What was accepted before them is folded first: a lane never skips an id.
         """
+        self._begin_inbox(connection)
         ids = self._inbox.reserve(count)
         self._fold_inbox(connection)
         return ids
@@ -128,7 +129,7 @@ class SpoolFile:
         with translated(self.path), suppress(FileNotFoundError):
             wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                os.fsync(wal)
+                put_on_disk(wal)
             finally:
                 os.close(wal)
 
@@ -177,16 +178,21 @@ class SpoolFile:
         """After the commit: the records are in the tables, so they need not be in the inbox."""
         if self._folded:
             self._inbox.release(self._folded)
-            self._inbox.belong_to(identity.spool_id(connection))
             self._folded = 0
+        if self._inbox.owner() != (spool_id := identity.spool_id(connection)):
+            self._inbox.belong_to(spool_id)
+
+    def _begin_inbox(self, connection: sqlite3.Connection) -> None:
+        """Tell a new inbox which ids there were."""
+        self._inbox.begin_after(identity.last_id(connection))
 
     def _attempt_read(self, work: Work[Result]) -> Result:
-        if self._inbox.bounds()[1]:
+        if not self._inbox.is_empty():
             try:
                 self._attempt_write(lambda _: None)
             except sqlite3.OperationalError as error:
                 # On a full disk one can still read what is in the tables.
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
                     raise
         connection = self._current() or self._behind_gate(self._open)
         return _transaction(connection, "BEGIN", work)
@@ -249,8 +255,8 @@ class SpoolFile:
             connection.close()
             raise
         self._connection = connection
-        self._inbox.begin_after(identity.last_id(connection))
-        if not self._inbox.bounds()[1]:
+        self._begin_inbox(connection)
+        if self._inbox.is_empty():
             self._inbox.belong_to(identity.spool_id(connection))
         return connection
 
@@ -342,6 +348,8 @@ def translated(path: Path) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         raise _translate(error, getattr(error, "sqlite_errorcode", 0) & 0xFF, path) from error
+    except BlockingIOError as error:
+        raise _no_answer(path, "another process does not let it go") from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_CANTOPEN

@@ -65,7 +65,7 @@ def _stdin() -> BufferedReader:
     """The stream of bytes. Raises UsageError when there is none."""
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(
-            "helena enqueue reads JSON lines from its standard input, and that is a terminal.",
+            "helena enqueue reads JSON lines from its standard input; nothing is piped into it.",
             remedy="Pipe them in: PROGRAM | helena enqueue message messages; or use < FILE.",
         )
     # Never a text stream without bytes below: nothing has replaced the one of the process.

@@ -1,5 +1,6 @@
 """The records in the tables that `helena init` makes: every field has its column."""
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from psycopg.rows import dict_row
 
 from helena_cli import BatchEngine, config
 from helena_cli.batch import records
-from tests.hosts import Host
+from tests.hosts import PROJECT, Host
 
 pytestmark = pytest.mark.postgres
 
@@ -132,7 +133,6 @@ def test_a_reference_replaces_a_message_stays_and_each_use_is_logged(
     assert users == ["0", "1", "2"]
 
 
-#: What README says about moving a script over, module-level functions and all.
 SCRIPT = """
 from helena_cli import add_agent_context, add_document_reference, add_message, flush
 from helena_cli import log_document_usage
@@ -165,3 +165,25 @@ def test_a_script_needs_nothing_but_the_four_functions(
     assert (reference["tags"], reference["metadata"]) == ([], {})
     assert len(rows(database, "es_document_usage_log")) == 1
     assert len(rows(database, "agent_contexts")) == 1
+
+
+def test_the_scripts_of_the_readme_run(
+    helena_dsn: str, state_dir: Path, database: psycopg.Connection[dict[str, Any]]
+):
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(
+        r"^```python\n(from helena_cli import .*?)^```", readme, re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) >= 4
+    hits = 'hits = [{"_id": f"hit-{n}", "name": "a.pdf"} for n in range(3)]'
+    wait = "from helena_cli import flush\nassert flush(60)"
+    host = Host(helena_dsn, state_dir)
+    try:
+        result = host.run("\n".join([hits, *blocks, wait]))
+        assert (result.returncode, result.stderr) == (0, "")
+        assert (host.law().dead, host.law().spooled) == (0, 0)
+    finally:
+        host.close()
+    known = {row["es_doc_id"] for row in rows(database, "es_document_references")}
+    assert known == {"report-17", "hit-0", "hit-1", "hit-2"}
+    assert [row["es_doc_id"] for row in rows(database, "es_document_usage_log")] == ["report-17"]
