@@ -4,6 +4,8 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from helena_cli.batch import identity
 from helena_cli.batch.inbox import Inbox, Record
 
@@ -11,6 +13,15 @@ log = logging.getLogger(__name__)
 
 #: Bytes of records that are in memory at once.
 SLICE = 4 * 1024 * 1024
+
+#: Rows of one statement. Of the largest operations they stay below what SQLite takes at once.
+ROWS = 100
+
+_INSERT = """\
+INSERT OR IGNORE INTO operations (id, lane, kind, data)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+       substr(?1, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
+  FROM json_each(?2)"""
 
 
 def fold(connection: sqlite3.Connection, inbox: Inbox, start: int, end: int) -> int:
@@ -42,10 +53,15 @@ def insert(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     names = {(record.table,) for record in records}
     connection.executemany("INSERT OR IGNORE INTO lanes (name) VALUES (?)", names)
     lanes = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
-    connection.executemany(
-        "INSERT OR IGNORE INTO operations (id, lane, kind, data) VALUES (?, ?, ?, ?)",
-        [(record.id, lanes[record.table], record.kind, record.data) for record in records],
-    )
+    for start in range(0, len(records), ROWS):
+        part = records[start : start + ROWS]
+        # One statement: between two rows of many the interpreter would pass to another thread.
+        places, at = [], 1
+        for record in part:
+            places.append((record.id, lanes[record.table], record.kind, at, len(record.data)))
+            at += len(record.data)
+        data = b"".join(record.data for record in part)
+        connection.execute(_INSERT, (data, msgspec.json.encode(places).decode()))
 
 
 def _bury(connection: sqlite3.Connection, records: Iterable[Record]) -> None:

@@ -61,7 +61,8 @@ class SpoolFile:
         #: Where the records end that the open transaction has folded.
         self._folded = 0
         self._inbox = Inbox(Path(f"{self.path}.inbox"), sync=durability == "power", clock=clock)
-        _files.add(self)
+        with _one_fork:
+            _files.add(self)
         try:
             self.read(lambda _: None)
         except BaseException:
@@ -159,16 +160,26 @@ class SpoolFile:
         try:
             self._enter_gate()
             connection = self._current() or self._open()
-
-            def whole(connection: sqlite3.Connection) -> Result:
-                self._fold_inbox(connection)
-                return work(connection)
-
-            result = _transaction(connection, "BEGIN IMMEDIATE", whole)
-            self._release_inbox(connection)
-            return result
+            try:
+                return self._write(connection, work)
+            except sqlite3.OperationalError as error:
+                if not is_full(error):
+                    raise
+            # A log that is folded has room, and who settles makes more of it: only the inbox waits.
+            with suppress(sqlite3.OperationalError):
+                _fold(connection)
+            return _transaction(connection, "BEGIN IMMEDIATE", work)
         finally:
             self._leave_gate()
+
+    def _write(self, connection: sqlite3.Connection, work: Work[Result]) -> Result:
+        def whole(connection: sqlite3.Connection) -> Result:
+            self._fold_inbox(connection)
+            return work(connection)
+
+        result = _transaction(connection, "BEGIN IMMEDIATE", whole)
+        self._release_inbox(connection)
+        return result
 
     def _fold_inbox(self, connection: sqlite3.Connection) -> None:
         start, end = self._inbox.bounds()
@@ -188,12 +199,8 @@ class SpoolFile:
 
     def _attempt_read(self, work: Work[Result]) -> Result:
         if not self._inbox.is_empty():
-            try:
-                self._attempt_write(lambda _: None)
-            except sqlite3.OperationalError as error:
-                # On a full disk one can still read what is in the tables.
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
-                    raise
+            # On a full disk one can still read what is in the tables.
+            self._attempt_write(lambda _: None)
         connection = self._current() or self._behind_gate(self._open)
         return _transaction(connection, "BEGIN", work)
 
@@ -338,6 +345,11 @@ def is_damage(error: sqlite3.Error) -> bool:
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def is_full(error: sqlite3.Error) -> bool:
+    """Whether there was no room on the disk."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn the errors of SQLite and of the file system into Helena's."""
@@ -424,4 +436,4 @@ def _after_fork() -> None:
     _one_fork.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+pass

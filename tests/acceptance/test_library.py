@@ -313,6 +313,55 @@ if __name__ == "__main__":
     host.assert_written_once(40)
 
 
+def test_a_child_of_multiprocessing_that_outlives_its_parent_writes_at_its_end(host: Host):
+    script = """
+import multiprocessing, os, time
+from helena_cli import add_operation, flush
+
+def add():
+    parent = os.getppid()
+    print("alive", flush=True)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    add_operation("insert", "numbers", {"n": 1})
+
+add_operation("insert", "numbers", {"n": 0})
+assert flush(30)
+child = multiprocessing.get_context("fork").Process(target=add)
+child.start()
+input()
+os.kill(os.getpid(), 9)
+"""
+    with host.start(script, HELENA_BATCH_INTERVAL="3600") as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "alive\n"
+        # Its end: the child keeps the pipe open as long as it lives.
+        _, errors = parent.communicate("\n", timeout=60)
+    assert (parent.returncode, errors) == (-signal.SIGKILL, "")
+    host.assert_written_once(2)
+
+
+def test_an_engine_of_ones_own_writes_in_a_child_that_outlives_its_parent(host: Host):
+    script = """
+import os, time
+from helena_cli import BatchEngine
+engine = BatchEngine()
+engine.add_operation("insert", "numbers", {"n": 0})
+assert engine.flush(30)
+parent = os.getpid()
+if os.fork():
+    os.kill(parent, 9)
+while os.getppid() == parent:
+    time.sleep(0.01)
+engine.add_operation("insert", "numbers", {"n": 1})
+engine.close()
+"""
+    with host.start(script, HELENA_BATCH_INTERVAL="3600") as parent:
+        _, errors = parent.communicate(timeout=60)
+    assert (parent.returncode, errors) == (-signal.SIGKILL, "")
+    host.assert_written_once(2)
+
+
 def test_a_coroutine_never_waits_for_the_database(
     far_host: Host, proxy: Proxy, processes: ExitStack
 ):

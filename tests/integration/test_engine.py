@@ -296,8 +296,9 @@ def test_what_a_process_left_to_a_flusher_that_was_about_to_end_is_written(host:
     host.assert_written_once(2)
 
 
-def test_a_flusher_stuck_at_its_end_frees_the_lease_when_the_line_is_back(
-    far_host: Host, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_flusher_stuck_at_its_end_frees_the_lease_when_the_line_moves_or_breaks(
+    far_host: Host, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, broken: bool
 ):
     monkeypatch.setattr(engine_module, "GRACE", 0.1)
     with far_host.runtime() as runtime:
@@ -308,6 +309,8 @@ def test_a_flusher_stuck_at_its_end_frees_the_lease_when_the_line_is_back(
         add(runtime, 1)
         assert engine.close(timeout=0.1) == 1
         assert engine.flushing
+        if broken:
+            proxy.cut()
         proxy.stalled = False
         wait_until(lambda: not engine.flushing, "the lease is free")
     with far_host.runtime() as runtime:

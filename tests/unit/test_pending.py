@@ -237,7 +237,7 @@ def test_a_file_that_is_being_written_is_waited_for(spool: Spool, folder: Path):
 
 
 def test_a_file_that_nobody_completes_is_bad(spool: Spool, folder: Path):
-    leave(folder, "new.json", "", at=time.time())
+    leave(folder, "new.json", "{", at=time.time())
     assert counts(drain_at(Time(lambda now: None), folder, spool)) == (1, 0, 1, 0)
     assert names(folder / "failed") == ["new.json", "new.json.reason.txt"]
 

@@ -5,6 +5,7 @@ import random
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -166,6 +167,8 @@ def test_interrupt_while_waiting_for_another_process_leaves_nothing_locked(path)
 
     def interrupt() -> None:
         waiting.wait()
+        # Nothing tells from outside that SQLite waits now.
+        time.sleep(0.2)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         holder.execute("ROLLBACK")
 
