@@ -43,6 +43,8 @@ class Host:
             "PATH": os.environ["PATH"],
             "HOME": str(state_dir),
             "PYTHONPATH": str(PROJECT),
+            # Newer releases warn of every fork of a process with threads.
+            "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",
             "HELENA_DSN": dsn,
             "HELENA_STATE_DIR": str(state_dir),
             "HELENA_BATCH_INTERVAL": "0.2",

@@ -17,6 +17,7 @@ from typing import TypedDict, Unpack
 
 import psycopg
 from msgspec import Struct
+from msgspec.structs import replace
 
 from helena_cli.batch.claims import Claimed, Claims, Unusable
 from helena_cli.database import allowlist, schema
@@ -154,10 +155,12 @@ class _Drain:
         except Unusable as why:
             return File(claimed, refusal=str(why))
         digest = hashlib.sha256(content).hexdigest()
+        found: list[Statement] = []
         try:
-            found = statements(_text(content))
-            for statement in found:
+            for statement in statements(_text(content)):
                 self._check(statement)
+                # There may be a million words, and they have served their purpose.
+                found.append(replace(statement, tokens=()))
         except (Unusable, Unfinished, NotAllowed) as why:
             return File(claimed, digest=digest, size=len(content), refusal=str(why))
         return File(claimed, digest=digest, size=len(content), statements=tuple(found))

@@ -5,7 +5,9 @@ a word means is left to others.
 """
 
 import re
+from collections.abc import Iterator
 from enum import Enum
+from itertools import chain
 
 from msgspec import Struct
 
@@ -89,36 +91,25 @@ _KINDS = {
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 
 
-def statements(script: str) -> list[Statement]:
+def statements(script: str) -> Iterator[Statement]:
     """Its statements; an empty one, between two semicolons, is none. Raises Unfinished."""
-    found: list[Statement] = []
     tokens: list[Token] = []
-    depth = 0
-    for token in [*_scan(script), Token(Kind.PUNCTUATION, ";", len(script))]:
+    depth, line, counted = 0, 1, 0
+    for token in chain(_scan(script), [Token(Kind.PUNCTUATION, ";", len(script))]):
         if token.kind is Kind.PUNCTUATION:
             depth += (token.text in "([") - (token.text in ")]")
             # A rule may hold statements in parentheses; the end of the script is added above.
             if token.text == ";" and (depth <= 0 or token.start == len(script)):
                 if tokens:
-                    found.append(_statement(script, tokens))
+                    start = tokens[0].start
+                    line, counted = line + script.count("\n", counted, start), start
+                    yield Statement(script[start : tokens[-1].end], line, tuple(tokens))
                 tokens, depth = [], 0
                 continue
         tokens.append(token)
-    return found
 
 
-def _statement(script: str, tokens: list[Token]) -> Statement:
-    start, end = tokens[0].start, tokens[-1].end
-    return Statement(script[start:end], line_of(script, start), tuple(tokens))
-
-
-def line_of(script: str, position: int) -> int:
-    """The number of the line, counted from 1."""
-    return script.count("\n", 0, position) + 1
-
-
-def _scan(script: str) -> list[Token]:
-    tokens: list[Token] = []
+def _scan(script: str) -> Iterator[Token]:
     position = 0
     while match := _TOKEN.match(script, position):
         group = str(match.lastgroup)
@@ -129,16 +120,15 @@ def _scan(script: str) -> list[Token]:
             position = script.find(match[0], position) + len(match[0])
             if position < match.end():
                 raise _unfinished(script, start)
-            tokens.append(Token(Kind.STRING, script[start:position], start))
+            yield Token(Kind.STRING, script[start:position], start)
         elif group == "operator":
             operator = _operator(match[0])
             position = start + len(operator)
-            tokens.append(Token(Kind.OPERATOR, operator, start))
+            yield Token(Kind.OPERATOR, operator, start)
         elif group == "unfinished":
             raise _unfinished(script, start)
         elif group != "space":
-            tokens.append(Token(_KINDS[group], match[0], start))
-    return tokens
+            yield Token(_KINDS[group], match[0], start)
 
 
 def _end_of_comment(script: str, start: int) -> int:
@@ -164,4 +154,5 @@ def _operator(run: str) -> str:
 
 def _unfinished(script: str, start: int) -> Unfinished:
     what = "A comment" if script.startswith("/*", start) else "A string or a quoted name"
-    return Unfinished(f"line {line_of(script, start)}: {what} begins here and does not end")
+    line = script.count("\n", 0, start) + 1
+    return Unfinished(f"line {line}: {what} begins here and does not end")

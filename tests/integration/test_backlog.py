@@ -527,8 +527,8 @@ def test_any_sql_that_no_transaction_can_hold_fails_its_file_only(folder: Path, 
 def test_the_server_itself_takes_one_statement_at_a_time(
     admin: psycopg.Connection, folder: Path, drain: Drain, monkeypatch: pytest.MonkeyPatch
 ):
-    def blind(script: str) -> list[Statement]:
-        return [Statement(script, 1, ())]
+    def blind(script: str) -> Iterator[Statement]:
+        yield Statement(script, 1, ())
 
     monkeypatch.setattr(backlog, "statements", blind)
     monkeypatch.setattr(allowlist, "check", lambda *_: None)
