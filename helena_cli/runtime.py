@@ -264,12 +264,12 @@ class Runtime:
 
     def _started(self) -> "Target":
         """The target; the embedded server is started, and given its tables, on first use."""
+        if not self.target.embedded:
+            return self.target
         from msgspec.structs import replace
 
         from helena_cli.database import connection, schema
 
-        if not self.target.embedded:
-            return self.target
         with self._lock:
             known = self._embedded_dsn
             target = replace(self.target, dsn=known or self._start_embedded())

@@ -16,7 +16,7 @@ class Lease:
     """An exclusive lock on a file beside the spool. Not reentrant; one object per use."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()
         self._fd: int | None = None
         _leases.add(self)
 
@@ -65,11 +65,15 @@ class Lease:
         """The locked file's descriptor; None when somebody else has it."""
         with translated(self.path):
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
+            try:
+                fcntl.flock(fd, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            except BaseException:
+                # A descriptor that nobody knows of would keep the lock.
+                os.close(fd)
+                raise
         return fd
 
 

@@ -32,7 +32,8 @@ class DeadLetter(Struct, frozen=True):
 def bury(connection: sqlite3.Connection, dead: Sequence[Verdict], now: float) -> None:
     """Move operations out of their lanes."""
     connection.executemany(
-        "INSERT INTO dead_letters SELECT o.id, o.kind, l.name, o.data, ?, ?, ?, o.attempts + 1, ?"
+        "INSERT OR IGNORE INTO dead_letters"
+        " SELECT o.id, o.kind, l.name, o.data, ?, ?, ?, o.attempts + 1, ?"
         " FROM operations o JOIN lanes l ON l.id = o.lane WHERE o.id = ?",
         [(v.sqlstate or None, v.message, v.constraint, now, v.operation_id) for v in dead],
     )

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ PROBES = 5_000
 
 PAGE = 4096
 
-#: How long whoever closes the damaged file may take, in milliseconds.
-PATIENCE = 30_000
+LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+#: How long whoever closes the damaged file may take, in seconds.
+PATIENCE = 30.0
 
 _Text = str | None
 _At = float | None
@@ -67,7 +69,7 @@ def rebuild(path: Path, now: float) -> str:
         if path.stat().st_size < PAGE or not _has_tables(path):
             _graft(path, fresh)
         new.execute("BEGIN")
-        with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        with closing(sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)) as old:
             report = _copy(old, new, path, now)
         new.execute("COMMIT")
         new.execute("PRAGMA journal_mode = WAL").fetchall()
@@ -77,13 +79,11 @@ def rebuild(path: Path, now: float) -> str:
 
 
 def _has_tables(path: Path) -> bool:
-    with closing(sqlite3.connect(path)) as connection:
-        try:
-            for table in ROWS:
-                connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchall()
-        except sqlite3.DatabaseError:
-            return False
-    return True
+    with closing(sqlite3.connect(path, timeout=PATIENCE)) as connection, damage_passed_over():
+        for table in ROWS:
+            connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchall()
+        return True
+    return False
 
 
 def _graft(path: Path, fresh: Path) -> None:
@@ -131,7 +131,7 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, path: Path, now: flo
     old.execute("PRAGMA busy_timeout = 0").fetchall()
     with suppress(sqlite3.DatabaseError):
         old.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    old.execute(f"PRAGMA busy_timeout = {PATIENCE}").fetchall()
+    old.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}").fetchall()
     counted = _copy_counters(old, new)
     lanes = _is_whole(old, "lanes")
     for table in ("lanes", "dead_letters", "flushes", "consumed"):
@@ -149,24 +149,33 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, path: Path, now: flo
     return _settle(new, expected)
 
 
+@contextmanager
+def damage_passed_over() -> Iterator[None]:
+    """Leave out what cannot be read. What is merely locked is not damaged."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in LOCKED:
+            raise
+
+
 def readable_rows(connection: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """Rows from both ends up to the damage, and in between wherever a rowid can be reached."""
-    try:
+    ranges: deque[tuple[int, int]] = deque()
+    with damage_passed_over():
         connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchall()
-    except sqlite3.DatabaseError:
-        # Nobody knows where the table begins: no range will do.
-        return
-    ranges = deque([(-(2**63), 2**63 - 1)])
+        # Somebody knows where the table begins: else no range would do.
+        ranges.append((-(2**63), 2**63 - 1))
     for _ in range(PROBES):
         if not ranges:
             return
         low, high = ranges.popleft()
-        with suppress(sqlite3.DatabaseError):
+        with damage_passed_over():
             for number, *row in _walk(connection, table, low, high, "ASC"):
                 low = number
                 yield tuple(row)
             continue
-        with suppress(sqlite3.DatabaseError):
+        with damage_passed_over():
             for number, *row in _walk(connection, table, low, high, "DESC"):
                 high = number
                 yield tuple(row)
@@ -210,10 +219,9 @@ def _is_sound(table: str, row: tuple[Any, ...]) -> bool:
 
 
 def _is_whole(connection: sqlite3.Connection, table: str) -> bool:
-    try:
+    with damage_passed_over():
         return all(_is_sound(table, row) for row in connection.execute(f"SELECT * FROM {table}"))
-    except sqlite3.DatabaseError:
-        return False
+    return False
 
 
 def _copy_counters(old: sqlite3.Connection, new: sqlite3.Connection) -> bool:
@@ -239,7 +247,7 @@ def _copy_identity(old: sqlite3.Connection, new: sqlite3.Connection, path: Path)
     """Take over the spool's id and target; False when it has none, or came from elsewhere."""
     known = {}
     for key in ("spool_id", "target_id", "home"):
-        with suppress(sqlite3.DatabaseError):
+        with damage_passed_over():
             for (value,) in old.execute("SELECT value FROM meta WHERE key = ?", (key,)):
                 known[key] = value
     if known.pop("home", None) != identity.home(path) or not known.get("spool_id"):

@@ -273,8 +273,9 @@ class Spool:
         return self._file.read(lambda c: bool(c.execute(query, (table,)).fetchone()[0]))
 
     def beat(self, flusher: Flusher) -> None:
-        """Say that the flusher is alive."""
+        """Say that the flusher is alive, which keeps the log short also while it cannot write."""
         self._file.transact(lambda connection: ledger.beat(connection, flusher))
+        self._file.checkpoint()
 
     def record(self, flush: FlushRecord) -> None:
         """Remember one flush."""

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from helena_cli import config
 from helena_cli.database import embedded, schema
+from helena_cli.runtime import Runtime
 from tests.cluster import Cluster
 from tests.conftest import _installed_binaries
 from tests.hosts import Host, wait_until
@@ -284,3 +287,22 @@ def test_the_flusher_survives_that_its_connection_is_terminated(far_host: Host):
         runtime.engine.add_operation("insert", "numbers", {"n": 1})
         assert runtime.engine.flush(60)
     far_host.assert_written_once(2)
+
+
+@pytest.mark.skipif(not embedded.available(), reason="the embedded PostgreSQL is not installed")
+def test_an_embedded_server_that_was_killed_is_started_again(state_dir: Path):
+    settings = config.load(environ={"HELENA_STATE_DIR": str(state_dir)})
+    message = {"sender": "a", "message_type": "b", "content": "c"}
+    with Runtime(settings) as runtime:
+        runtime.engine.add_operation("message", "messages", {"id": "1", **message})
+        assert runtime.engine.flush(90)
+        with runtime.connect("test") as connection:
+            postmaster = psutil.Process(connection.info.backend_pid).parent()
+        assert postmaster is not None
+        postmaster.kill()
+        postmaster.wait(30)
+        runtime.engine.add_operation("message", "messages", {"id": "2", **message})
+        assert runtime.engine.flush(90)
+        with runtime.connect("test") as connection:
+            found = connection.execute("SELECT id FROM messages ORDER BY id").fetchall()
+    assert found == [("1",), ("2",)]

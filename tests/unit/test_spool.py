@@ -223,6 +223,18 @@ def test_large_log_is_folded_and_a_small_one_left_alone(spool, path):
     assert path.stat().st_size > 30_000_000
 
 
+def test_log_stays_short_while_nothing_can_be_written(spool, path):
+    log = Path(f"{path}-wal")
+    for number in range(8):
+        spool.append("insert", "t", {"a": "x" * 8_000_000})
+        spool.fold()
+        spool.beat(Flusher(number, "host", 1.0, 2.0))
+    assert log.stat().st_size < 50_000_000
+    spool.append("insert", "t", {"a": 1})
+    spool.fold()
+    assert log.stat().st_size < 33_000_000
+
+
 def test_closed_spool_opens_again_when_it_is_used(spool):
     # A thread that outlived its engine must not lose what it was given.
     spool.close()

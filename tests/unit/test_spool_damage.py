@@ -447,6 +447,31 @@ def test_ids_grow_over_a_repair_although_the_clock_went_backwards(before):
     spool.close()
 
 
+def test_file_that_is_merely_locked_is_not_taken_for_damaged(before, monkeypatch):
+    from helena_cli.batch import salvage
+
+    before.restore(before.broken)
+    monkeypatch.setattr(salvage, "PATIENCE", 0.01)
+    script = (
+        "import sqlite3, sys; holder = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "holder.execute('PRAGMA locking_mode = EXCLUSIVE');"
+        "holder.execute('BEGIN EXCLUSIVE'); print(flush=True); sys.stdin.readline()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, before.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout
+        process.stdout.readline()
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            salvage.rebuild(before.path, 1.0)
+        process.communicate(b"\n", timeout=30)
+    spool = open_silently(before)
+    assert spool.id == before.id
+    assert 0 < spool.lost() < 100
+    spool.close()
+
+
 def damage_row(path: Path, statement: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(statement)
