@@ -16,25 +16,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helena_cli.batch import naming
+from helena_cli.batch import disk, naming
 from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.engine import Engine
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.spool import Spool
 from helena_cli.batch.spoolfile import translated
-from helena_cli.errors import DatabaseUnreachable, HelenaError, SpoolUnavailable
+from helena_cli.errors import DatabaseUnreachable, HelenaError
 from helena_cli.settings import Settings
 
 # psycopg costs more than everything else together, and many callers never need it.
 if TYPE_CHECKING:
     from helena_cli.database.connection import Connection, Target
     from helena_cli.database.embedded import EmbeddedServer
-
-#: File systems on which SQLite's WAL and file locks cannot be relied upon.
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs3", "nfs4", "cifs", "smbfs", "smb3", "afs", "ncpfs", "ceph", "lustre", "beegfs"}
-    | {"fuse.sshfs", "glusterfs", "fuse.glusterfs", "davfs", "fuse.davfs2", "webdav", "afpfs"}
-)
 
 #: How long a command waits for the host's third connection while another command uses it, seconds.
 CONNECTION_WAIT = 30.0
@@ -102,7 +96,7 @@ class Runtime:
         path = self.settings.state_dir
         with translated(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_network_file_system(path)
+        disk.refuse_network(path)
         return path
 
     @property
@@ -289,20 +283,6 @@ class Runtime:
     def _stop_server(self) -> None:
         if self._server is not None:
             self._server.stop()
-
-
-def _refuse_network_file_system(path: Path) -> None:
-    import psutil
-
-    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
-    place = path.resolve()
-    while str(place) not in mounts and place != place.parent:
-        place = place.parent
-    if mounts.get(str(place), "").lower() in NETWORK_FILE_SYSTEMS:
-        raise SpoolUnavailable(
-            f"The state directory {path} lies on a network file system ({mounts[str(place)]}).",
-            remedy="SQLite is not safe there. Set HELENA_STATE_DIR to a directory on a local disk.",
-        )
 
 
 _runtimes: "weakref.WeakSet[Runtime]" = weakref.WeakSet()

@@ -82,7 +82,11 @@ class Host:
     ) -> "subprocess.CompletedProcess[str]":
         """Run a Python script to its end."""
         with self.start(script, *arguments, **variables) as process:
-            output, errors = process.communicate(timeout=60)
+            try:
+                output, errors = process.communicate(timeout=60)
+            finally:
+                # Without effect unless it hangs.
+                process.kill()
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def numbers(self) -> list[int]:

@@ -1,5 +1,6 @@
 """The spool, clause by clause: what it accepts, keeps, gives out, forgets and counts."""
 
+import fcntl
 import json
 import os
 import re
@@ -221,6 +222,26 @@ def test_large_log_is_folded_and_a_small_one_left_alone(spool, path):
     assert spool.queue().total == 6
     spool.checkpoint()
     assert path.stat().st_size > 30_000_000
+
+
+def test_rest_of_the_log_is_folded_while_appenders_wait(file, path, monkeypatch):
+    """Else a log that is written all the time could never start anew."""
+    from helena_cli.batch import spoolfile
+
+    gate_was_free: list[bool] = []
+
+    def fold(_: sqlite3.Connection) -> bool:
+        with open(f"{path}.gate", "rb") as gate:
+            try:
+                fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                gate_was_free.append(True)
+            except BlockingIOError:
+                gate_was_free.append(False)
+        return False
+
+    monkeypatch.setattr(spoolfile, "_fold", fold)
+    file.checkpoint(at_least=0)
+    assert gate_was_free == [True, False]
 
 
 def test_log_stays_short_while_nothing_can_be_written(spool, path):

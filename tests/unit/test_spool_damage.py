@@ -263,7 +263,8 @@ def crash(path: Path, work: str) -> list[int]:
     return list(json.loads(answer.stdout))
 
 
-QUEUE_SOME = "spool.extend(('insert', 't', {'n': n}) for n in range(200))"
+#: Into the tables, so that the log holds it.
+QUEUE_SOME = "[spool.extend(('insert', 't', {'n': n}) for n in range(200)), spool.fold()][0]"
 
 
 @pytest.mark.parametrize("main", ["empty", "missing"])
@@ -277,6 +278,17 @@ def test_log_without_its_file_is_read(folder, main):
     # Where the file lay is written in it; so nobody knows whether it was a copy.
     assert [letter.id for letter in spool.dead_letters()] == numbers
     assert spool.append("insert", "t", {"a": 1}) > numbers[-1]
+    assert_law(spool)
+    spool.close()
+
+
+def test_what_is_in_the_inbox_comes_into_the_repaired_spool(before):
+    before.restore(before.broken)
+    numbers = crash(before.path, "spool.extend(('insert', 't', {'n': n}) for n in range(20))")
+    spool = open_silently(before)
+    assert spool.id == before.id
+    assert spool.lost() > 0
+    assert ids(spool)[-20:] == numbers
     assert_law(spool)
     spool.close()
 

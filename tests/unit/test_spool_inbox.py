@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_inbox_whose_page_of_numbers_is_lost_begins_anew(spool, path, inbox, clo
     clock.now -= 86_400
     other = Spool.open(path, clock=clock)
     later = other.append("insert", "t", {"a": 1})
-    assert later > last
+    assert later == last + 1
     assert ids(other)[-1] == later
     assert other.append("insert", "t", {"a": 1}) == later + 1
     other.close()
@@ -156,6 +157,24 @@ def test_name_of_a_table_may_not_be_endless(spool):
         assert caught.value.field == "table"
     assert spool.append("insert", "ü" * 1000, {"a": 1})
     assert len(ids(spool, "ü" * 1000)) == 1
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_power_puts_each_accepted_operation_on_the_disk(path, inbox, durability, monkeypatch):
+    from helena_cli.batch import inbox as module
+
+    synced: list[bytes] = []
+    monkeypatch.setattr(module, "put_on_disk", lambda fd: synced.append(inbox.read_bytes()))
+    with closing(Spool.open(path, durability=durability)) as spool:
+        spool.append("insert", "t", {"a": "first"})
+        spool.extend([("insert", "t", {"a": "second"}), ("insert", "t", {"a": "third"})])
+    if durability == "power":
+        assert [b"first" in content for content in synced] == [True, True]
+        assert b"third" in synced[1]
+        # The numbers that make the records count went before.
+        assert synced[0][:PAGE] != synced[1][:PAGE]
+    else:
+        assert synced == []
 
 
 def test_interrupt_while_waiting_for_another_process_leaves_nothing_locked(path):
