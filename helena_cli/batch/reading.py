@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable
 
+import msgspec
 from msgspec import Struct
 
 from helena_cli.batch.flush import Verdict
@@ -9,6 +10,7 @@ from helena_cli.batch.operation import Operation
 from helena_cli.batch.table import Special, Table, key_value
 
 UPDATE_WITHOUT_KEY = "HL001"
+UNREADABLE = "HL005"
 UNDEFINED_COLUMN = "42703"
 
 #: The number of a key of the table, and a value of it.
@@ -66,7 +68,11 @@ class Reader:
         return steps, dead
 
     def _step(self, operation: Operation) -> Step | Verdict:
-        values = operation.columns()
+        try:
+            values = operation.columns()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Damage: it was an object when it was accepted. It must not hold up the others.
+            return Verdict(operation.id, UNREADABLE, f"its data are not a JSON object: {error}")
         given = tuple(values)
         columns = self._by_order.get(given)
         if columns is None:

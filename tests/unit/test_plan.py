@@ -65,6 +65,14 @@ def value(equality: Any, encoded: str, length: int | None = None) -> Any:
     return canonical(Column("k", "?", equality, length), Raw(encoded.encode()))
 
 
+@pytest.mark.parametrize("data", [b"", b"\0\0\0", b'{"id": 1', b"[1]", b'{"\xff": 1}'])
+def test_an_operation_that_damage_made_unreadable_is_dead_and_holds_up_nobody(data: bytes):
+    broken = Operation(1, "insert", "things", data)
+    steps, dead = Reader(TABLE).read([broken, operation(2, id=2)])
+    assert [step.operation.id for step in steps] == [2]
+    assert [(verdict.operation_id, verdict.sqlstate) for verdict in dead] == [(1, "HL005")]
+
+
 @pytest.mark.parametrize(
     ("equality", "left", "right"),
     [
