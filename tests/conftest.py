@@ -24,6 +24,7 @@ from helena_cli.database import embedded, schema
 from helena_cli.database.postmaster import Postmaster
 from helena_cli.errors import ConfigurationError
 from tests.cluster import Cluster
+from tests.hosts import Host
 from tests.proxy import Proxy
 
 #: Read before the environment is cleaned.
@@ -248,3 +249,19 @@ def make_proxy() -> Iterator[Callable[[str], Proxy]]:
 def proxy(helena_dsn: str, make_proxy: Callable[[str], Proxy]) -> Proxy:
     """A proxy in front of `helena_dsn`; connect to `proxy.dsn`."""
     return make_proxy(helena_dsn)
+
+
+@pytest.fixture
+def host(helena_dsn: str, state_dir: Path) -> Iterator[Host]:
+    """A host of its own: processes that share a state directory and a database."""
+    host = Host(helena_dsn, state_dir)
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def far_host(proxy: Proxy, helena_dsn: str, state_dir: Path) -> Iterator[Host]:
+    """Reaches its database through the proxy only."""
+    host = Host(proxy.dsn, state_dir, admin=helena_dsn)
+    yield host
+    host.close()

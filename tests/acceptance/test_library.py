@@ -4,7 +4,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -31,21 +30,6 @@ for line in sys.stdin:
     add_operation("insert", "numbers", {"n": int(line)})
     print(line, end="", flush=True)
 """
-
-
-@pytest.fixture
-def host(helena_dsn: str, state_dir: Path) -> Iterator[Host]:
-    host = Host(helena_dsn, state_dir)
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def far_host(proxy: Proxy, helena_dsn: str, state_dir: Path) -> Iterator[Host]:
-    """Reaches its database through the proxy only."""
-    host = Host(proxy.dsn, state_dir, admin=helena_dsn)
-    yield host
-    host.close()
 
 
 @pytest.fixture

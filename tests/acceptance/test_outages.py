@@ -79,14 +79,6 @@ class Producer:
 
 
 @pytest.fixture
-def far_host(proxy: Proxy, helena_dsn: str, state_dir: Path) -> Iterator[Host]:
-    """Reaches its database through the proxy only."""
-    host = Host(proxy.dsn, state_dir, admin=helena_dsn)
-    yield host
-    host.close()
-
-
-@pytest.fixture
 def producer(far_host: Host) -> Iterator[Producer]:
     with ExitStack() as stack:
         producer = Producer(far_host, HELENA_BATCH_SIZE="20", HELENA_BATCH_INTERVAL="0.05")

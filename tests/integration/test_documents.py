@@ -248,9 +248,9 @@ def test_rows_of_other_programs_are_no_documents_of_a_root(world: World, notes: 
     assert world.deleted() == set()
 
 
-def test_documents_are_queued_in_chunks(world: World, notes: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("helena_cli.documents.outbox.CHUNK", 2)
-    sizes = []
+def queued_chunks(world: World, notes: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many operations a run gives to the queue at a time."""
+    sizes: list[int] = []
     extend = world.runtime.spool.extend
 
     def record(operations: Any) -> list[int]:
@@ -259,21 +259,17 @@ def test_documents_are_queued_in_chunks(world: World, notes: Path, monkeypatch: 
 
     monkeypatch.setattr(world.runtime.spool, "extend", record)
     world.run(notes)
-    assert sizes == [2, 1, 2]
+    return sizes
+
+
+def test_documents_are_queued_in_chunks(world: World, notes: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("helena_cli.documents.outbox.CHUNK", 2)
+    assert queued_chunks(world, notes, monkeypatch) == [2, 1, 2]
 
 
 def test_long_texts_make_small_chunks(world: World, notes: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("helena_cli.documents.outbox.CHUNK_BYTES", 10)
-    sizes = []
-    extend = world.runtime.spool.extend
-
-    def record(operations: Any) -> list[int]:
-        sizes.append(len(operations))
-        return extend(operations)
-
-    monkeypatch.setattr(world.runtime.spool, "extend", record)
-    world.run(notes)
-    assert sizes == [2, 1, 2]
+    assert queued_chunks(world, notes, monkeypatch) == [2, 1, 2]
 
 
 def test_a_document_that_the_queue_refuses_fails_alone(world: World, notes: Path):

@@ -38,21 +38,6 @@ NEVER = {"HELENA_BATCH_INTERVAL": "3600", "HELENA_BATCH_SIZE": "5000"}
 SOON = Policy(interval=0.1)
 
 
-@pytest.fixture
-def host(helena_dsn: str, state_dir: Path) -> Iterator[Host]:
-    host = Host(helena_dsn, state_dir)
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def far_host(proxy: Proxy, helena_dsn: str, state_dir: Path) -> Iterator[Host]:
-    """Reaches its database through the proxy only."""
-    host = Host(proxy.dsn, state_dir, admin=helena_dsn)
-    yield host
-    host.close()
-
-
 def add(runtime: Runtime, *numbers: int) -> None:
     for number in numbers:
         runtime.engine.add_operation("insert", "numbers", {"n": number})
@@ -340,7 +325,7 @@ def test_an_unexpected_error_is_counted_and_does_not_end_the_flusher(host: Host)
 
 @pytest.mark.parametrize("step", ["remember_nonce", "sync", "settle", "record", "learn_target"])
 def test_a_disk_that_is_full_at_any_step_loses_and_doubles_nothing(
-    host: Host, monkeypatch: pytest.MonkeyPatch, step: str
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ):
     with engine_of_parts(host) as (engine, _, cycle_spool):
         real, full = getattr(cycle_spool, step), [SpoolFull("full", remedy="Free some.")]
@@ -354,6 +339,8 @@ def test_a_disk_that_is_full_at_any_step_loses_and_doubles_nothing(
         engine.add_operations(("insert", "numbers", {"n": n}) for n in range(3))
         assert engine.flush(60)
         assert not full
+    assert "Free some." in caplog.text
+    assert "bug" not in caplog.text
     host.assert_written_once(3)
 
 
