@@ -7,7 +7,7 @@ that reads `os.environ`.
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,12 @@ import platformdirs
 from helena_cli.errors import ConfigurationError, UsageError
 from helena_cli.settings import (
     SECTIONS,
-    BatchSettings,
-    DatabaseSettings,
-    DocumentSettings,
     PendingSettings,
     Rules,
     Settings,
-    SpoolSettings,
 )
 
 
-#: A year at most: "inf" would be a number too, and no timer can wait for it.
 def load(
     *,
     file: Path | None = None,
@@ -59,12 +54,9 @@ def load(
         origins["database.dsn"] = dsn_origin
     values["documents"].update(_absolute_roots(values["documents"], origins, config_file))
     values["pending"].update(_absolute_pending(values["pending"], origins, config_file))
+    sections: dict[str, Any] = {name: kind(**values[name]) for name, kind in SECTIONS.items()}
     settings = Settings(
-        database=DatabaseSettings(**values["database"]),
-        batch=BatchSettings(**values["batch"]),
-        spool=SpoolSettings(**values["spool"]),
-        documents=DocumentSettings(**values["documents"]),
-        pending=PendingSettings(**values["pending"]),
+        **sections,
         state_dir=_state_dir(environ),
         config_file=config_file,
         origins=origins,
@@ -263,6 +255,35 @@ def _state_dir(environ: Mapping[str, str]) -> Path:
     named = environ.get("HELENA_STATE_DIR")
     path = Path(named).expanduser() if named else platformdirs.user_state_path("helena")
     return path.absolute()
+
+
+def take(*names: str, environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """Take variables out of the environment: what they tell is not meant for our children."""
+    return {name: environ.pop(name) for name in names if name in environ}
+
+
+def service_variables(
+    settings: Settings, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """What a service, which starts without our environment, needs of it to mean the same.
+
+    Raises ConfigurationError for a password: a service's file is no place for one.
+    """
+    used = {origin for origin in settings.origins.values() if origin in environ}
+    if settings.database.dsn is not None:
+        used |= {name for name in environ if re.fullmatch("PG[A-Z]+", name)}
+    secret = [name for name in sorted(used) if name == "PGPASSWORD" or has_password(environ[name])]
+    if secret:
+        raise ConfigurationError(
+            f"{secret[0]} holds a password, which would be written into the file of the service.",
+            remedy="Put the password into ~/.pgpass, or the DSN into [database] dsn of a "
+            "configuration file that only you can read, and unset the variable.",
+        )
+    return {
+        **{name: environ[name] for name in sorted(used)},
+        # Always: the service must find the queue of the scripts, whatever XDG_STATE_HOME says.
+        "HELENA_STATE_DIR": str(settings.state_dir),
+    }
 
 
 def _check(settings: Settings) -> None:

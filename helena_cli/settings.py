@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+#: A year at most: "inf" would be a number too, and no timer can wait for it.
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 Interval = Annotated[float, Meta(gt=0, le=31_536_000)]
 Count = Annotated[int, Meta(ge=1)]
@@ -17,6 +18,8 @@ class DatabaseSettings(Struct, frozen=True):
     """Where the database is: dsn None is the embedded PostgreSQL, "" are libpq's own variables."""
 
     dsn: str | None = None
+    #: Past a pooler, for what a pooler refuses (VACUUM); None: `dsn` is direct already.
+    direct_dsn: str | None = None
     connect_timeout: Interval = 5.0
 
 
@@ -120,6 +123,51 @@ class PendingSettings(Struct, frozen=True):
     tables: tuple[str, ...] = ()
 
 
+class WatchSettings(Struct, frozen=True):
+    """How `helena watch` follows its folders. Seconds."""
+
+    settle: Seconds = 1.0
+    max_wait: Interval = 3.0
+    grace: Seconds = 2.0
+    rescan: Interval = 900.0
+    polling: Literal["auto", "always", "never"] = "auto"
+    polling_interval: Interval = 5.0
+
+
+class MetricsSettings(Struct, frozen=True):
+    """Where a running `helena watch` can be asked over HTTP."""
+
+    enabled: bool = True
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
+
+
+class RealtimeSettings(Struct, frozen=True):
+    """The old real-time writers, for `helena stop-realtime`.
+
+    `processes` are stems of scripts or names of modules that an interpreter runs; `services` are
+    units and jobs of a supervisor. Seconds.
+    """
+
+    processes: tuple[str, ...] = (
+        "helena_realtime_processor",
+        "realtime_md_watcher",
+        "morning_brief",
+    )
+    services: tuple[str, ...] = ()
+    grace: Seconds = 10.0
+    quiet: Seconds = 12.0
+
+
+class CheckSettings(Struct, frozen=True):
+    """The limits of the checklist of `helena status`."""
+
+    longest_query_seconds: Interval = 10.0
+    response_ms: Interval = 100.0
+    operations_per_second: Interval = 500.0
+    queue_age_seconds: Interval = 60.0
+
+
 class Settings(Struct, frozen=True):
     """Everything that can be set, after all sources have been merged."""
 
@@ -128,6 +176,10 @@ class Settings(Struct, frozen=True):
     spool: SpoolSettings = SpoolSettings()
     documents: DocumentSettings = DocumentSettings()
     pending: PendingSettings = PendingSettings()
+    watch: WatchSettings = WatchSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    realtime: RealtimeSettings = RealtimeSettings()
+    checks: CheckSettings = CheckSettings()
     state_dir: Path = Path()
     config_file: Path | None = None
     #: "section.key" → the file, variable or option that set it; a default is absent.
@@ -144,4 +196,8 @@ SECTIONS: Mapping[str, type[Struct]] = {
     "spool": SpoolSettings,
     "documents": DocumentSettings,
     "pending": PendingSettings,
+    "watch": WatchSettings,
+    "metrics": MetricsSettings,
+    "realtime": RealtimeSettings,
+    "checks": CheckSettings,
 }

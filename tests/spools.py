@@ -50,6 +50,7 @@ def settle(
         held=tuple(Verdict(i, "23503", "no parent") for i in held or {}),
         settled_tables=frozenset(tables),
     )
+    spool.fold()
     spool.settle(outcome, "n", held or {})
 
 

@@ -121,7 +121,7 @@ class Desk:
             if seal:
                 seal(outcome)
 
-        outcome = self.writer.write(batch, hold=hold, seal=sealing)
+        outcome = self.writer.write(batch, hold=hold, seal=sealing, busy=lambda: None)
         self.settle(outcome)
         return outcome
 

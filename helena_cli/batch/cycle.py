@@ -11,19 +11,25 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from helena_cli.batch import histogram
 from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting, Writer
-from helena_cli.batch.ledger import FlushRecord, Lane
+from helena_cli.batch.ledger import FlushRecord, Lane, Pressure
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.plan import backoff, flush_due
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.straight import Straight
 from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 #: Seconds between two tries, at most.
 LONGEST_BACKOFF = 60.0
@@ -85,6 +91,7 @@ class Cycle:
         self._parents: dict[int, str] = {}
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="helena-disk")
         self._syncing: Future[None] | None = None
+        self._ahead: Future[Straight | None] | None = None
         # Whether the last flush succeeded.
         self._flowing = False
         self._introduced = False
@@ -102,8 +109,8 @@ class Cycle:
         # A clock that was set back must not make it wait for hours.
         if 0 < self._retry_at - now <= LONGEST_BACKOFF and not force:
             return False
-        settled = any([self._probe(lane, now) for lane in self._spool.lanes() if lane.reason])
-        pressure = self._spool.pressure()
+        settled = any([self._probe(lane, now) for lane in self._spool.waiting_lanes()])
+        pressure, taken = self._pressure()
         due = pressure.urgent or flush_due(
             pressure.count,
             pressure.oldest_age,
@@ -111,8 +118,21 @@ class Cycle:
             interval=self.policy.interval,
         )
         if due or (force and pressure.count):
-            settled = self._flush() or settled
+            settled = self._flush(taken=taken) or settled
         return settled
+
+    def _pressure(self) -> tuple[Pressure, Straight | None]:
+        """What asks for a flush; with the operations where they need not go through the tables."""
+        pressure = self._spool.pressure(fresh=False)
+        ahead, self._ahead = self._ahead, None
+        known = ahead.result() if ahead else None
+        if not pressure.count:
+            taken = self._spool.straight(known, limit=self._limit, max_bytes=self.policy.max_bytes)
+            if taken is not None:
+                return taken.pressure(self._clock()), taken
+        if pressure.count < self._limit:
+            pressure = self._spool.pressure()
+        return pressure, None
 
     def _probe(self, lane: Lane, now: float) -> bool:
         """Try a waiting lane again in a transaction of its own, or give it up after its time."""
@@ -124,10 +144,18 @@ class Cycle:
             return False
         return self._flush(lane)
 
-    def _flush(self, lane: Lane | None = None) -> bool:
+    def _flush(self, lane: Lane | None = None, taken: Straight | None = None) -> bool:
         spool = self._spool
-        table = None if lane is None else lane.table
-        operations = spool.take(limit=self._limit, max_bytes=self.policy.max_bytes, lane=table)
+        operations: Sequence[Operation]
+        if taken is not None:
+            operations = taken.operations
+        else:
+            operations = spool.take(
+                limit=self._limit,
+                max_bytes=self.policy.max_bytes,
+                lane=None if lane is None else lane.table,
+                fresh=False,
+            )
         if not any(operation.due for operation in operations):
             if lane is not None:
                 spool.resume(lane.table)
@@ -140,10 +168,11 @@ class Cycle:
             known_nonces=spool.known_nonces({operation.table for operation in operations}),
             probe=lane is not None,
             blame_rows=self._unknown >= self.policy.unknown_attempts,
+            ahead=taken.readings if taken else {},
         )
         started = time.perf_counter()
         try:
-            outcome = self._write(batch)
+            outcome = self._write(batch, taken)
         except FlushFailed as failure:
             self._failed(failure, operations, time.perf_counter() - started)
             return False
@@ -152,17 +181,20 @@ class Cycle:
             unexpected = FlushFailed(f"unexpected {type(bug).__name__}: {bug}", remedy=BUG)
             self._failed(unexpected, operations, time.perf_counter() - started)
             raise
-        self._succeeded(batch, outcome, time.perf_counter() - started)
+        self._succeeded(batch, outcome, time.perf_counter() - started, taken)
         return True
 
-    def _write(self, batch: Batch) -> Outcome:
+    def _write(self, batch: Batch, taken: Straight | None) -> Outcome:
         """Write a batch. Raises FlushFailed."""
         try:
             # Otherwise `_seal` does it: a spool remembers few nonces, and processes that never get
             # as far as COMMIT must not push out the one that is in the database.
             self._syncing = self._remember_nonce(batch) if self._flowing else None
             return self._writer.write(
-                batch, hold=self._hold, seal=lambda outcome: self._seal(batch, outcome)
+                batch,
+                hold=self._hold,
+                seal=lambda outcome: self._seal(batch, outcome),
+                busy=lambda: self._use_the_time(taken),
             )
         except HelenaError as error:
             raise FlushFailed(str(error), remedy=error.remedy) from error
@@ -179,16 +211,29 @@ class Cycle:
     def _remember_nonce(self, batch: Batch) -> "Future[None]":
         """Store the nonce, and bring it to the disk while the database works."""
         self._spool.remember_nonce(batch.nonce, batch.known_nonces)
+        return self._beside(self._spool.sync)
+
+    def _use_the_time(self, taken: Straight | None) -> None:
+        if taken is not None and taken.more and self._ahead is None:
+            self._ahead = self._beside(lambda: self._read_ahead(taken))
+
+    def _read_ahead(self, taken: Straight) -> Straight | None:
+        """What comes after these operations, read against its tables."""
+        following = self._spool.read_ahead(
+            taken, limit=self._limit, max_bytes=self.policy.max_bytes
+        )
+        if following is None:
+            return None
+        return replace(following, readings=self._writer.read_ahead(following.operations))
+
+    def _beside(self, work: Callable[[], Result]) -> "Future[Result]":
+        """Do something while the database works."""
         try:
-            syncing = self._disk.submit(self._spool.sync)
-            # For the next batch; what goes wrong with it shows when that is taken.
-            self._disk.submit(self._spool.fold)
-            return syncing
+            return self._disk.submit(work)
         except RuntimeError:
             # The interpreter is ending and starts no work beside.
-            done: Future[None] = Future()
-            self._spool.sync()
-            done.set_result(None)
+            done: Future[Result] = Future()
+            done.set_result(work())
             return done
 
     def _seal(self, batch: Batch, outcome: Outcome) -> None:
@@ -198,8 +243,10 @@ class Cycle:
             self._spool.bury(outcome.dead)
             self._spool.sync()
 
-    def _succeeded(self, batch: Batch, outcome: Outcome, seconds: float) -> None:
-        spool = self._spool
+    def _succeeded(
+        self, batch: Batch, outcome: Outcome, seconds: float, taken: Straight | None
+    ) -> None:
+        spool, committed = self._spool, self._clock()
         if batch.target_id is None:
             spool.learn_target(outcome.target_id)
         if not self._introduced:
@@ -208,12 +255,14 @@ class Cycle:
         due = {operation.id: operation for operation in batch.operations if operation.due}
         held = [verdict for verdict in outcome.held if verdict.operation_id in due]
         delays = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
-        spool.settle(outcome, self._nonce, delays)
+        if not (taken and self._settle_straight(taken, outcome)):
+            spool.settle(outcome, self._nonce, delays)
         for table, waiting in outcome.waiting.items():
             self._wait(table, waiting)
         self._release_children(outcome)
         settled = len(outcome.written) + len(outcome.coalesced) + len(outcome.skipped)
-        spool.record(FlushRecord(self._clock(), settled + len(outcome.dead), outcome.rows, seconds))
+        flush = FlushRecord(committed, settled + len(outcome.dead), outcome.rows, seconds)
+        spool.record(flush, histogram.of_delays(committed, due, outcome))
         spool.checkpoint()
         for table in outcome.settled_tables:
             self.touched[table] = self.touched.get(table, 0) + outcome.rows
@@ -222,11 +271,20 @@ class Cycle:
         self._retry_at, self._unknown, self._alone, self.failure = 0.0, 0, 0, None
         self._flowing = True
 
+    def _settle_straight(self, taken: Straight, outcome: Outcome) -> bool:
+        """Forget operations that never were in the tables; False when they are there after all."""
+        if outcome.dead or outcome.held or outcome.waiting:
+            self._spool.fold()
+            return False
+        return self._spool.settle_straight(taken, outcome, self._nonce)
+
     def _hold_delay(self, operation: Operation) -> float:
         return float(min(60.0, min(5.0, self.policy.interval) * 2 ** min(operation.attempts, 10)))
 
     def _release_children(self, outcome: Outcome) -> None:
         """Children whose parents' table has just moved need not wait for their time."""
+        if not self._parents:
+            return
         for identifier in (*outcome.written, *outcome.coalesced, *outcome.skipped):
             self._parents.pop(identifier, None)
         for verdict in outcome.dead:
@@ -241,12 +299,14 @@ class Cycle:
             self._spool.release_held(ready)
 
     def _wait(self, table: str, waiting: Waiting) -> None:
-        tries = next((lane.tries for lane in self._spool.lanes() if lane.table == table), 0)
+        tries = next((o.tries for o in self._spool.waiting_lanes() if o.table == table), 0)
         delay = backoff(tries, base=1.0, random=random.random)
         self._spool.wait(table, waiting, delay)
         log.warning("%s waits: %s", table, waiting.reason)
 
-    def _failed(self, failure: FlushFailed, operations: list[Operation], seconds: float) -> None:
+    def _failed(
+        self, failure: FlushFailed, operations: Sequence[Operation], seconds: float
+    ) -> None:
         count = 1 + (self.failure.count if self.failure else 0)
         cause = failure.__cause__ if isinstance(failure.__cause__, HelenaError) else None
         self.failure = Failure(str(failure), failure.sqlstate, failure.remedy, count, cause)

@@ -1,4 +1,4 @@
-"""Where a spool must not lie: SQLite's log and file locks need a local disk."""
+"""What a path lies on. A spool must not lie on the network: SQLite needs a local disk."""
 
 from pathlib import Path
 
@@ -13,14 +13,25 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
-def refuse_network(path: Path) -> None:
-    """Raise SpoolUnavailable when this directory lies on a network file system."""
+def file_system(path: Path) -> str:
+    """The kind of file system that this path lies on, in lower case; "" when nobody knows."""
     mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     place = path.resolve()
     while str(place) not in mounts and place != place.parent:
         place = place.parent
-    if mounts.get(str(place), "").lower() in NETWORK_FILE_SYSTEMS:
+    return mounts.get(str(place), "").lower()
+
+
+def is_network(kind: str) -> bool:
+    """Whether a file system of this kind lies on another machine."""
+    return kind in NETWORK_FILE_SYSTEMS
+
+
+def refuse_network(path: Path) -> None:
+    """Raise SpoolUnavailable when this directory lies on a network file system."""
+    kind = file_system(path)
+    if is_network(kind):
         raise SpoolUnavailable(
-            f"The state directory {path} lies on a network file system ({mounts[str(place)]}).",
+            f"The state directory {path} lies on a network file system ({kind}).",
             remedy="SQLite is not safe there. Set HELENA_STATE_DIR to a directory on a local disk.",
         )

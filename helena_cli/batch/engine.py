@@ -10,6 +10,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from helena_cli.batch.cycle import Cycle, Failure
@@ -62,6 +63,7 @@ class Engine:
         #: At the end: whether another process writes what remains.
         self.left_to_another = False
         self._thread: threading.Thread | None = None
+        self._maintenance: threading.Thread | None = None
         self._appended = 0
         self._since = self._beaten = self._maintained = 0.0
 
@@ -257,10 +259,17 @@ class Engine:
         many = sum(touched.values()) >= MAINTENANCE_ROWS
         if not touched:
             self._maintained = now
+        elif self._maintenance is not None and self._maintenance.is_alive():
+            return
         elif now - self._maintained >= (MAINTENANCE_PAUSE if many else MAINTENANCE_SECONDS):
             self._maintained = now
             self._cycle.touched = {}
-            self._writer.maintain(frozenset(touched))
+            # Beside the flushes: a long list takes longer than they may wait. An interpreter that
+            # is ending starts no thread, and has no need of it.
+            with suppress(RuntimeError):
+                self._maintenance = _spawn(
+                    lambda: self._writer.maintain(frozenset(touched)), "helena-maintenance"
+                )
 
 
 def _spawn(target: Any, name: str) -> threading.Thread:

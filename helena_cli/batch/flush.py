@@ -1,11 +1,14 @@
 """What goes into a flush and what comes out of it: the contract between engine and writer."""
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from helena_cli.batch.operation import Operation
+
+if TYPE_CHECKING:
+    from helena_cli.batch.reading import Reading
 
 
 class Batch(Struct, frozen=True):
@@ -24,6 +27,8 @@ class Batch(Struct, frozen=True):
     probe: bool = False
     #: Unknown SQLSTATEs were retried often enough: blame the row.
     blame_rows: bool = False
+    #: Lane → what `Writer.read_ahead` made of some of its operations.
+    ahead: "Mapping[str, Reading]" = {}
 
 
 class Verdict(Struct, frozen=True):
@@ -98,16 +103,27 @@ class Writer(Protocol):
         *,
         hold: Callable[[Operation, str], bool],
         seal: Callable[[Outcome], None],
+        busy: Callable[[], None],
     ) -> Outcome:
         """Apply a batch in one transaction and return what became of each operation.
 
         `hold(operation, parent)` decides whether a foreign-key violation is put back (True) or
         dead. `seal(outcome)` is called once, after the last statement and before COMMIT: it makes
-        nonce and dead letters durable. Raises FlushFailed.
+        nonce and dead letters durable. `busy()` is called when the database will be for a while.
+        Raises FlushFailed.
+        """
+
+    def read_ahead(self, operations: Iterable[Operation]) -> "Mapping[str, Reading]":
+        """Read operations of the next batch, by lane, while another thread writes this one.
+
+        It spares `write` the work; nothing depends on it.
         """
 
     def maintain(self, tables: frozenset[str]) -> None:
-        """Empty the GIN pending lists of these tables on a second connection. Never raises."""
+        """Empty the GIN pending lists of these tables on a second connection. Never raises.
+
+        It may run in a thread of its own, beside all others; `close` waits for it.
+        """
 
     def close(self) -> None:
         """Close all connections."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from helena_cli.batch import identity
+from helena_cli.batch import identity, lanes
 from helena_cli.batch.inbox import Inbox, Record
 
 log = logging.getLogger(__name__)
@@ -50,15 +50,14 @@ def fold(connection: sqlite3.Connection, inbox: Inbox, start: int, end: int) -> 
 
 def insert(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     """Put operations into their lanes, made if need be."""
-    names = {(record.table,) for record in records}
-    connection.executemany("INSERT OR IGNORE INTO lanes (name) VALUES (?)", names)
-    lanes = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
+    lanes.add(connection, {record.table for record in records})
+    numbers = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
     for start in range(0, len(records), ROWS):
         part = records[start : start + ROWS]
         # One statement: between two rows of many the interpreter would pass to another thread.
         places, at = [], 1
         for record in part:
-            places.append((record.id, lanes[record.table], record.kind, at, len(record.data)))
+            places.append((record.id, numbers[record.table], record.kind, at, len(record.data)))
             at += len(record.data)
         data = b"".join(record.data for record in part)
         connection.execute(_INSERT, (data, msgspec.json.encode(places).decode()))

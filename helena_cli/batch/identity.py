@@ -15,7 +15,7 @@ from helena_cli.errors import SpoolUnavailable
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -100,10 +100,17 @@ CREATE TABLE flushes (
 CREATE TABLE flusher (pid INTEGER, host TEXT, since REAL, heartbeat REAL);
 """
 
-#: The last table, for version 1 did not have it.
+#: The last tables, for version 1 did not have the first of them and version 2 not the second.
 CONSUMED = """
 CREATE TABLE IF NOT EXISTS consumed (
     name TEXT NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (name, digest)
+);
+"""
+
+HISTOGRAMS = """
+CREATE TABLE IF NOT EXISTS histograms (
+    name TEXT NOT NULL, bound REAL NOT NULL, count INTEGER NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (name, bound)
 );
 """
 
@@ -155,6 +162,7 @@ def create(connection: sqlite3.Connection, where: str) -> None:
 
 def _upgrade(connection: sqlite3.Connection) -> None:
     connection.execute(CONSUMED)
+    connection.execute(HISTOGRAMS)
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
@@ -208,7 +216,7 @@ def machine() -> str:
     Never its name: that changes with the network of a laptop and with every new container.
     """
     try:
-        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+        return Path("/etc/machine-id").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 

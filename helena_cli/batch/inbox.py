@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -145,17 +146,34 @@ class Inbox:
             start, end = _bounds(page)
         return (start, end) if start < end else (0, 0)
 
-    def read(self, start: int, end: int, *, limit: int) -> Content:
-        """The records from `start` on: about `limit` bytes of them, and at least one."""
+    def read(self, start: int, end: int, *, limit: int, count: int = sys.maxsize) -> Content:
+        """The records from `start` on: `count` or about `limit` bytes of them, and at least one."""
         size = min(end - start, limit)
-        records, length = _parse(os.pread(self._fd, size, PAGE + start))
+        records, length = _parse(os.pread(self._fd, size, PAGE + start), count)
         if not records and size < end - start:
             size = end - start
-            records, length = _parse(os.pread(self._fd, size, PAGE + start))
-        if length == size or (records and size < end - start):
+            records, length = _parse(os.pread(self._fd, size, PAGE + start), count)
+        if length == size or len(records) == count or (records and size < end - start):
             return Content(records, start + length, damaged=False)
         # Where a record should begin and none does, nobody knows where the next one begins.
         return Content(records, end, damaged=True)
+
+    def last_id(self) -> int:
+        """The highest id that was given out. Raises InboxNew."""
+        with self._locked() as page:
+            (last,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
+        if not last:
+            raise InboxNew
+        return int(last)
+
+    def first_id(self) -> int | None:
+        """The id of the oldest record; None when there is none."""
+        with self._locked() as page:
+            start, end = _bounds(page)
+            if start >= end:
+                return None
+            head = os.pread(self._fd, _HEAD, PAGE + start)
+        return int(_FIELDS.unpack_from(head, _CHECKSUM.size)[0])
 
     def release(self, end: int) -> None:
         """Forget the records up to this end: SQLite has them."""
@@ -260,11 +278,11 @@ def _record(identifier: int, row: Row) -> bytes:
     return _CHECKSUM.pack(zlib.crc32(rest)) + rest
 
 
-def _parse(content: bytes) -> tuple[list[Record], int]:
-    """The whole records at the beginning, and how many bytes they take."""
+def _parse(content: bytes, count: int) -> tuple[list[Record], int]:
+    """The whole records at the beginning, so many at most, and how many bytes they take."""
     records: list[Record] = []
     at, length = 0, len(content)
-    while at + _HEAD <= length:
+    while at + _HEAD <= length and len(records) < count:
         identifier, kind, name, size = _FIELDS.unpack_from(content, at + _CHECKSUM.size)
         middle = at + _HEAD + name
         end = middle + size

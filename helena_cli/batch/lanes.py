@@ -18,10 +18,17 @@ def sizes(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT name, bytes FROM lanes").fetchall())
 
 
+def add(connection: sqlite3.Connection, tables: Iterable[str]) -> None:
+    """Make the lanes that are not there yet."""
+    names = [(table,) for table in tables]
+    connection.executemany("INSERT OR IGNORE INTO lanes (name) VALUES (?)", names)
+
+
 def remember_nonce(connection: sqlite3.Connection, nonce: str, tables: Sequence[str]) -> None:
+    add(connection, tables)
     for table in tables:
         row = connection.execute("SELECT nonces FROM lanes WHERE name = ?", (table,)).fetchone()
-        known = [known for known in (row[0].split() if row else []) if known != nonce]
+        known = [known for known in row[0].split() if known != nonce]
         connection.execute(
             "UPDATE lanes SET nonces = ? WHERE name = ?",
             (" ".join([*known, nonce][-REMEMBERED_NONCES:]), table),

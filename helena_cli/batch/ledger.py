@@ -5,10 +5,12 @@ Functions on an open transaction; `Spool` calls them.
 
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from helena_cli.batch import histogram
+from helena_cli.batch.histogram import Bin
 from helena_cli.batch.spoolfile import used_bytes
 
 #: How many flushes are remembered one by one.
@@ -184,8 +186,11 @@ def pressure(connection: sqlite3.Connection, now: float) -> Pressure:
     return Pressure(count, now - oldest / 1_000_000, urgent)
 
 
-def record(connection: sqlite3.Connection, flush: FlushRecord) -> None:
+def record(connection: sqlite3.Connection, flush: FlushRecord, delays: Iterable[Bin] = ()) -> None:
     failed = flush.error is not None
+    if not failed:
+        histogram.add(connection, histogram.FLUSH, histogram.of_flush(flush.seconds))
+    histogram.add(connection, histogram.COMMIT_DELAY, delays)
     connection.execute(
         "UPDATE counters SET flushes = flushes + ?, flushed = flushed + ?, rows = rows + ?,"
         " failures = failures + ?",
@@ -220,6 +225,19 @@ def flushes(connection: sqlite3.Connection) -> Flushes:
         p99_ms=_percentile_ms(seconds, 0.99),
         last=records[-1] if records else None,
     )
+
+
+def recent_flushes(connection: sqlite3.Connection, after: int) -> list[tuple[int, FlushRecord]]:
+    """The remembered flushes past the `after`th of this spool, oldest first, with their numbers.
+
+    They are counted from 1. A spool that has had fewer has lost its books, and begins anew.
+    """
+    query = (
+        "WITH total AS (SELECT flushes + failures AS n FROM counters)"
+        " SELECT n - (SELECT max(rowid) FROM flushes) + f.rowid AS number, f.*"
+        " FROM flushes f, total WHERE number > CASE WHEN n < ?1 THEN 0 ELSE ?1 END ORDER BY number"
+    )
+    return [(number, FlushRecord(*row)) for number, *row in connection.execute(query, (after,))]
 
 
 def _percentile_ms(seconds: Sequence[float], share: float) -> float | None:

@@ -1,6 +1,6 @@
 """Operations read against their table: which columns they give, and by which key they go."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -12,6 +12,9 @@ from helena_cli.batch.table import Special, Table, key_value
 UPDATE_WITHOUT_KEY = "HL001"
 UNREADABLE = "HL005"
 UNDEFINED_COLUMN = "42703"
+
+#: Sets of columns, in different orders, that a reader remembers.
+MOST_SETS = 1000
 
 #: The number of a key of the table, and a value of it.
 Identity = tuple[int, Hashable]
@@ -46,6 +49,16 @@ class Step(Struct, gc=False):
     value: Hashable
 
 
+NOTHING: Mapping[int, Step | Verdict] = {}
+
+
+class Reading(Struct, frozen=True):
+    """Operations that were read beforehand: id → step, or why there is none."""
+
+    reader: "Reader"
+    steps: Mapping[int, Step | Verdict]
+
+
 class Reader:
     """Reads operations against one table; remembers what it found out about each set of columns."""
 
@@ -56,11 +69,25 @@ class Reader:
         self._by_order: dict[tuple[str, ...], Columns] = {}
         self._by_set: dict[frozenset[str], Columns] = {}
 
-    def read(self, operations: Iterable[Operation]) -> tuple[list[Step], list[Verdict]]:
-        """The steps, and a verdict for each due operation that can never be written."""
+    @property
+    def is_full(self) -> bool:
+        """Whether it remembers so many sets of columns that a new one should take over."""
+        return len(self._by_order) > MOST_SETS
+
+    def read_ahead(self, operations: Iterable[Operation]) -> Reading:
+        """Read operations for a later `read` by this reader."""
+        return Reading(self, {operation.id: self._step(operation) for operation in operations})
+
+    def read(
+        self, operations: Iterable[Operation], ahead: Mapping[int, Step | Verdict] = NOTHING
+    ) -> tuple[list[Step], list[Verdict]]:
+        """The steps, and a verdict for each due operation that can never be written.
+
+        `ahead` is what `read_ahead` of this reader made of some of them.
+        """
         steps, dead = [], []
         for operation in operations:
-            step = self._step(operation)
+            step = ahead.get(operation.id) or self._step(operation)
             if isinstance(step, Step):
                 steps.append(step)
             elif operation.due:

@@ -44,6 +44,7 @@ ROWS: dict[str, Any] = {
     "dead_letters": tuple[int, Kind, str, bytes, str | None, str, str | None, int, float],
     "flushes": tuple[float, int, int, float, str | None],
     "consumed": tuple[str, str, float],
+    "histograms": tuple[str, float, int, float],
 }
 
 _check_data = msgspec.json.Decoder(dict[str, Raw]).decode
@@ -80,7 +81,8 @@ def rebuild(path: Path, now: float) -> str:
 
 def _has_tables(path: Path) -> bool:
     with closing(sqlite3.connect(path, timeout=PATIENCE)) as connection, damage_passed_over():
-        for table in ROWS:
+        # A file of an earlier version has no histograms, and is none the worse for it.
+        for table in ROWS.keys() - {"histograms"}:
             connection.execute(f"EXPLAIN SELECT * FROM {table}").fetchall()
         return True
     return False
@@ -134,7 +136,7 @@ def _copy(old: sqlite3.Connection, new: sqlite3.Connection, path: Path, now: flo
     old.execute(f"PRAGMA busy_timeout = {int(PATIENCE * 1000)}").fetchall()
     counted = _copy_counters(old, new)
     lanes = _is_whole(old, "lanes")
-    for table in ("lanes", "dead_letters", "flushes", "consumed"):
+    for table in ("lanes", "dead_letters", "flushes", "consumed", "histograms"):
         _insert(new, table, readable_rows(old, table))
     expected = _expected(new) if counted and lanes else None
     # The rows count themselves in; their ids come in no order.

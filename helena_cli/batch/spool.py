@@ -17,8 +17,19 @@ from heapq import merge
 from pathlib import Path
 from typing import Any, TypeVar
 
-from helena_cli.batch import consumed, fold, identity, lanes, ledger, letters, spoolfile
+from helena_cli.batch import (
+    consumed,
+    fold,
+    identity,
+    lanes,
+    ledger,
+    letters,
+    report,
+    spoolfile,
+    straight,
+)
 from helena_cli.batch.flush import Outcome, Verdict, Waiting
+from helena_cli.batch.histogram import Bin
 from helena_cli.batch.inbox import Record, Row
 from helena_cli.batch.ledger import (
     Conservation,
@@ -31,7 +42,9 @@ from helena_cli.batch.ledger import (
 )
 from helena_cli.batch.letters import DeadLetter
 from helena_cli.batch.operation import KINDS, Operation, encode
+from helena_cli.batch.report import Report
 from helena_cli.batch.spoolfile import Durability, SpoolFile
+from helena_cli.batch.straight import Straight
 from helena_cli.errors import InvalidOperation, SpoolFull
 
 Item = TypeVar("Item")
@@ -165,9 +178,14 @@ class Spool:
         self._unmeasured += sum(len(data) for _, _, data in rows)
         if self._unmeasured < self._measure_every:
             return
+        self._file.tidy()
         sizes: Counter[str] = Counter()
         for _, table, data in rows:
             sizes[table] += len(data)
+        in_tables = self._file.read(spoolfile.used_bytes, fresh=False)
+        if in_tables + self._file.fresh_bytes() + sizes.total() < self._max_bytes // 2:
+            self._unmeasured = 0
+            return
         used, by_table = self._file.read(
             lambda connection: (spoolfile.used_bytes(connection), lanes.sizes(connection))
         )
@@ -189,33 +207,64 @@ class Spool:
 
     # Flushing: only the holder of the lease calls these
 
-    def pressure(self) -> Pressure:
-        """What could be written now.
+    def straight(
+        self, ahead: Straight | None = None, *, limit: int, max_bytes: int
+    ) -> Straight | None:
+        """The oldest operations of the inbox, when they may be written from there.
+
+        None when they have to go through the tables: then fold them. `ahead` comes from
+        `read_ahead`.
+        """
+        return self._file.look(
+            lambda connection, inbox: straight.look(
+                connection, inbox, ahead, limit=limit, max_bytes=max_bytes
+            )
+        )
+
+    def read_ahead(self, after: Straight, *, limit: int, max_bytes: int) -> Straight | None:
+        """What follows in the inbox, while another thread writes what comes before."""
+        return self._file.peek(
+            lambda inbox: straight.read(inbox, after.end, limit=limit, max_bytes=max_bytes)
+        )
+
+    def settle_straight(self, taken: Straight, outcome: Outcome, nonce: str) -> bool:
+        """Forget what the database has; False when it went into the tables meanwhile."""
+        return self._file.take_out(
+            taken.end, lambda connection: straight.settle(connection, taken, outcome, nonce)
+        )
+
+    def pressure(self, *, fresh: bool = True) -> Pressure:
+        """What could be written now; without `fresh` only of what is in the tables.
 
         Held operations that are not due and waiting lanes do not count.
         """
         now = self._clock()
-        return self._file.read(lambda connection: ledger.pressure(connection, now))
+        return self._file.read(lambda connection: ledger.pressure(connection, now), fresh=fresh)
 
-    def take(self, *, limit: int, max_bytes: int, lane: str | None = None) -> list[Operation]:
+    def take(
+        self, *, limit: int, max_bytes: int, lane: str | None = None, fresh: bool = True
+    ) -> list[Operation]:
         """The oldest operations that fit into one flush, by id, and all held ones of their tables.
 
-        Of every lane that flows, or of the one named `lane` although it waits.
+        Of every lane that flows, or of the one named `lane` although it waits; without `fresh` only
+        of what is in the tables, which is older than what is not.
         """
         now = self._clock()
-        return self._file.read(lambda connection: _take(connection, limit, max_bytes, lane, now))
+        return self._file.read(
+            lambda connection: _take(connection, limit, max_bytes, lane, now), fresh=fresh
+        )
 
     def known_nonces(self, tables: Iterable[str]) -> dict[str, frozenset[str]]:
         """Table → the nonces that an earlier flush may have left in its position row."""
         query = "SELECT name, nonces FROM lanes"
-        rows = self._file.read(lambda connection: connection.execute(query).fetchall())
+        rows = self._file.read(lambda c: c.execute(query).fetchall(), fresh=False)
         known = {name: frozenset(nonces.split()) for name, nonces in rows}
         return {table: known.get(table, frozenset()) for table in tables}
 
     def remember_nonce(self, nonce: str, tables: Iterable[str]) -> None:
         """Store the nonce of a flush; `sync` must follow before its COMMIT."""
         names = list(tables)
-        self._file.transact(lambda connection: lanes.remember_nonce(connection, nonce, names))
+        self._file.transact(lambda c: lanes.remember_nonce(c, nonce, names), fresh=False)
 
     def sync(self) -> None:
         """Put on the disk what must outlive a COMMIT: the nonce and the dead letters."""
@@ -228,14 +277,17 @@ class Spool:
             self._file.transact(lambda connection: letters.bury(connection, chunk, now))  # noqa: B023
 
     def settle(self, outcome: Outcome, nonce: str, delays: Mapping[int, float]) -> None:
-        """Forget what the database has; put back what is held, for `delays` seconds by id."""
+        """Forget what the database has; put back what is held, for `delays` seconds by id.
+
+        All of it is in the tables by now.
+        """
         now = self._clock()
         written = [*outcome.written, *outcome.skipped]
         for counter, ids in (("written", written), ("coalesced", outcome.coalesced)):
             for chunk in _chunks(ids):
-                self._file.transact(_deletion(chunk, counter))
+                self._file.transact(_deletion(chunk, counter), fresh=False)
         held = [(now, now + delay, identifier) for identifier, delay in delays.items()]
-        self._file.transact(lambda connection: _settle(connection, outcome, nonce, held))
+        self._file.transact(lambda c: _settle(c, outcome, nonce, held), fresh=False)
 
     def wait(self, table: str, waiting: Waiting, delay: float) -> None:
         """Let a lane wait `delay` seconds and say why; the operations stay."""
@@ -273,24 +325,26 @@ class Spool:
         return self._file.read(lambda c: bool(c.execute(query, (table,)).fetchone()[0]))
 
     def beat(self, flusher: Flusher) -> None:
-        """Say that the flusher is alive, which keeps the log short also while it cannot write."""
-        self._file.transact(lambda connection: ledger.beat(connection, flusher))
-        self._file.checkpoint()
+        """Say that the flusher is alive, which keeps log and inbox short while it cannot write."""
+        self._file.transact(lambda c: ledger.beat(c, flusher), fresh=False)
+        self.checkpoint()
 
-    def record(self, flush: FlushRecord) -> None:
-        """Remember one flush."""
-        self._file.transact(lambda connection: ledger.record(connection, flush))
+    def record(self, flush: FlushRecord, delays: Iterable[Bin] = ()) -> None:
+        """Remember one flush, and how long its operations waited for the commit."""
+        counted = list(delays)
+        self._file.transact(lambda c: ledger.record(c, flush, counted), fresh=False)
 
     def learn_target(self, target_id: str) -> None:
         """Bind this spool to a database on first contact."""
-        self._file.transact(lambda connection: _set_meta(connection, "target_id", target_id))
+        self._file.transact(lambda c: _set_meta(c, "target_id", target_id), fresh=False)
 
     def fold(self) -> None:
         """Bring what was accepted into the tables now, so that the next look finds it there."""
         self._file.read(lambda _: None)
 
     def checkpoint(self) -> None:
-        """Fold the write-ahead log into the file when it has grown large."""
+        """Keep inbox and write-ahead log short."""
+        self._file.tidy()
         self._file.checkpoint()
 
     def renew_identity(self, why: str) -> None:
@@ -302,13 +356,9 @@ class Spool:
 
     def request_flush(self) -> int:
         """Ask the flusher, in whatever process, to write all that is queued now; its last id."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            last = identity.last_id(connection)
-            _set_meta(connection, "flush_through", str(last))
-            return last
-
-        return self._file.transact(work)
+        last = self._file.last_id()
+        self._file.transact(lambda c: _set_meta(c, "flush_through", str(last)), fresh=False)
+        return last
 
     def is_settled(self, through: int) -> bool:
         """Whether all operations up to this id are gone, held or in a waiting lane."""
@@ -316,7 +366,13 @@ class Spool:
             "SELECT EXISTS (SELECT 1 FROM lanes l WHERE reason IS NULL AND EXISTS (SELECT 1"
             " FROM operations o WHERE o.lane = l.id AND o.id <= ? AND o.held_since IS NULL))"
         )
-        return self._file.read(lambda c: not c.execute(query, (through,)).fetchone()[0])
+        # In this order: what is in the inbox may come into the tables, but never goes back.
+        fresh = self._file.first_fresh_id()
+        if fresh is not None and fresh <= through:
+            return False
+        return self._file.read(
+            lambda c: not c.execute(query, (through,)).fetchone()[0], fresh=False
+        )
 
     def queued(self, table: str) -> Iterator[Operation]:
         """What waits in one lane, in order, read in pieces."""
@@ -341,16 +397,29 @@ class Spool:
         """Every table with queued operations or a reason to wait."""
         return self._file.read(ledger.lanes)
 
+    def waiting_lanes(self) -> list[Lane]:
+        """The lanes that have a reason to wait."""
+        return [lane for lane in self._file.read(ledger.lanes, fresh=False) if lane.reason]
+
     def flushes(self) -> Flushes:
         """All flushes in numbers, and the last one."""
-        return self._file.read(ledger.flushes)
+        return self._file.read(ledger.flushes, fresh=False)
+
+    def recent_flushes(self, after: int) -> list[tuple[int, FlushRecord]]:
+        """The last flushes past the `after`th, with their numbers; only so many are remembered."""
+        return self._file.read(lambda c: ledger.recent_flushes(c, after), fresh=False)
+
+    def report(self) -> Report:
+        """All of its numbers in one snapshot."""
+        now = self._clock()
+        return self._file.read(lambda connection: report.read(connection, now))
 
     def flusher(self) -> Flusher | None:
         """The process that flushed last, as it said itself.
 
         The lease tells whether it still runs.
         """
-        return self._file.read(ledger.flusher)
+        return self._file.read(ledger.flusher, fresh=False)
 
     def lost(self) -> int:
         """How many operations a repair could not bring back."""
@@ -397,7 +466,7 @@ class Spool:
 
     def _meta(self, key: str) -> str | None:
         query = "SELECT value FROM meta WHERE key = ?"
-        row = self._file.read(lambda connection: connection.execute(query, (key,)).fetchone())
+        row = self._file.read(lambda c: c.execute(query, (key,)).fetchone(), fresh=False)
         return str(row[0]) if row and row[0] else None
 
 

@@ -37,6 +37,9 @@ GATE_POLL = 0.0001
 #: The write-ahead log is folded into the file when it is larger than this, in bytes.
 CHECKPOINT_BYTES = 32 * 1024 * 1024
 
+#: The inbox is folded into the tables when it is larger than this, in bytes.
+INBOX_BYTES = 64 * 1024 * 1024
+
 #: With less room than this on its disk, in bytes, a failed write means that the disk is full.
 ROOM = 1024 * 1024
 
@@ -58,13 +61,13 @@ class SpoolFile:
         self._gate = -1
         self._connection: sqlite3.Connection | None = None
         self._inode = -1
-        #: Where the records end that the open transaction has folded.
+        #: Where the records end that the open transaction makes superfluous.
         self._folded = 0
         self._inbox = Inbox(Path(f"{self.path}.inbox"), sync=durability == "power", clock=clock)
         with _one_fork:
             _files.add(self)
         try:
-            self.read(lambda _: None)
+            self.read(lambda _: None, fresh=False)
         except BaseException:
             self.close()
             raise
@@ -110,16 +113,72 @@ class SpoolFile:
         self._fold_inbox(connection)
         return ids
 
-    def transact(self, work: Work[Result]) -> Result:
+    def transact(self, work: Work[Result], *, fresh: bool = True) -> Result:
         """Run `work` in a write transaction, on all that was accepted before.
 
-        A damaged file is repaired first and `work` run again.
+        Without `fresh` what is in the inbox stays there. A damaged file is repaired first and
+        `work` run again.
         """
-        return self._run(work, self._attempt_write)
+        return self._run(lambda: self._attempt_write(work, fresh=fresh))
 
-    def read(self, work: Work[Result]) -> Result:
-        """Run `work` in one consistent snapshot, of all that was accepted before."""
-        return self._run(work, self._attempt_read)
+    def read(self, work: Work[Result], *, fresh: bool = True) -> Result:
+        """Run `work` in one consistent snapshot, of all that was accepted before.
+
+        Without `fresh` what is in the inbox stays there.
+        """
+        return self._run(lambda: self._attempt_read(work, fresh=fresh))
+
+    def look(self, work: Callable[[sqlite3.Connection, Inbox], Result]) -> Result:
+        """Run `work` on tables and inbox as they are; nobody folds meanwhile."""
+
+        def attempt() -> Result:
+            connection = self._current() or self._open()
+            return _transaction(connection, "BEGIN", lambda c: work(c, self._inbox))
+
+        return self._run(lambda: self._behind_gate(attempt))
+
+    def peek(self, work: Callable[[Inbox], Result]) -> Result:
+        """Run `work` on the inbox alone, which may be folded and filled anew meanwhile."""
+        with self._lock, translated(self.path):
+            return work(self._inbox)
+
+    def take_out(self, end: int, work: Work[bool]) -> bool:
+        """Forget the records of the inbox up to `end`, if `work` has noted what became of them."""
+
+        def whole(connection: sqlite3.Connection) -> bool:
+            noted = work(connection)
+            self._folded = end if noted else 0
+            return noted
+
+        return self.transact(whole, fresh=False)
+
+    def tidy(self) -> None:
+        """Bring the inbox into the tables when it has grown large: it begins anew when it is empty.
+
+        A producer that is faster than the flusher would make it grow for ever.
+        """
+        with self._lock:
+            if self.fresh_bytes() > INBOX_BYTES:
+                self.read(lambda _: None)
+
+    def fresh_bytes(self) -> int:
+        """How large the inbox is."""
+        with self._lock, translated(self.path):
+            return self._inbox.bounds()[1]
+
+    def last_id(self) -> int:
+        """The highest id that was given out."""
+        with self._lock, translated(self.path):
+            try:
+                return self._inbox.last_id()
+            except InboxNew:
+                self.transact(self._begin_inbox)
+                return self._inbox.last_id()
+
+    def first_fresh_id(self) -> int | None:
+        """The id of the oldest operation in the inbox."""
+        with self._lock, translated(self.path):
+            return self._inbox.first_id()
 
     def sync(self) -> None:
         """Put on the disk what has been committed so far, without holding up the appenders.
@@ -141,74 +200,72 @@ class SpoolFile:
                 return
             # What cannot be folded now is folded the next time.
             with suppress(SpoolError):
-                self._run(_fold, self._attempt_fold)
+                self._run(self._attempt_checkpoint)
 
-    def _run(self, work: Work[Result], attempt: Callable[[Work[Result]], Result]) -> Result:
+    def _run(self, attempt: Callable[[], Result]) -> Result:
         with self._lock, translated(self.path):
             try:
-                return attempt(work)
+                return attempt()
             except sqlite3.DatabaseError as error:
                 if not is_damage(error):
                     raise
                 # As text: a handler that kept the error would keep its cursors, and their locks.
                 log.error("the spool %s is damaged: %s", self.path, str(error))
             self._behind_gate(self._repair)
-            return attempt(work)
+            return attempt()
 
-    def _attempt_write(self, work: Work[Result]) -> Result:
+    def _attempt_write(self, work: Work[Result], *, fresh: bool = True) -> Result:
         # The lock may be there before an interrupt is: to unlock what is not locked does no harm.
         try:
             self._enter_gate()
             connection = self._current() or self._open()
             try:
-                return self._write(connection, work)
+                return self._write(connection, work, fresh=fresh)
             except sqlite3.OperationalError as error:
                 if not is_full(error):
                     raise
             # A log that is folded has room, and who settles makes more of it: only the inbox waits.
             with suppress(sqlite3.OperationalError):
-                _fold(connection)
-            return _transaction(connection, "BEGIN IMMEDIATE", work)
+                _checkpoint(connection)
+            return self._write(connection, work, fresh=False)
         finally:
             self._leave_gate()
 
-    def _write(self, connection: sqlite3.Connection, work: Work[Result]) -> Result:
+    def _write(self, connection: sqlite3.Connection, work: Work[Result], *, fresh: bool) -> Result:
         def whole(connection: sqlite3.Connection) -> Result:
-            self._fold_inbox(connection)
+            self._folded = 0
+            if fresh:
+                self._fold_inbox(connection)
             return work(connection)
 
         result = _transaction(connection, "BEGIN IMMEDIATE", whole)
-        self._release_inbox(connection)
+        if self._folded:
+            # They are in the tables now, or done with, so they need not be in the inbox.
+            self._inbox.release(self._folded)
+        if fresh and self._inbox.owner() != (spool_id := identity.spool_id(connection)):
+            self._inbox.belong_to(spool_id)
         return result
 
     def _fold_inbox(self, connection: sqlite3.Connection) -> None:
         start, end = self._inbox.bounds()
         self._folded = fold.fold(connection, self._inbox, start, end) if end else 0
 
-    def _release_inbox(self, connection: sqlite3.Connection) -> None:
-        """After the commit: the records are in the tables, so they need not be in the inbox."""
-        if self._folded:
-            self._inbox.release(self._folded)
-            self._folded = 0
-        if self._inbox.owner() != (spool_id := identity.spool_id(connection)):
-            self._inbox.belong_to(spool_id)
-
     def _begin_inbox(self, connection: sqlite3.Connection) -> None:
         """Tell a new inbox which ids there were."""
         self._inbox.begin_after(identity.last_id(connection))
 
-    def _attempt_read(self, work: Work[Result]) -> Result:
-        if not self._inbox.is_empty():
+    def _attempt_read(self, work: Work[Result], *, fresh: bool) -> Result:
+        if fresh and not self._inbox.is_empty():
             # On a full disk one can still read what is in the tables.
             self._attempt_write(lambda _: None)
         connection = self._current() or self._behind_gate(self._open)
         return _transaction(connection, "BEGIN", work)
 
-    def _attempt_fold(self, fold: Work[bool]) -> bool:
+    def _attempt_checkpoint(self) -> bool:
         connection = self._current() or self._behind_gate(self._open)
         # Appenders go on meanwhile. If they never pause the log never starts anew, and grows: then
         # they wait for the rest of it.
-        return fold(connection) or self._behind_gate(lambda: fold(connection))
+        return _checkpoint(connection) or self._behind_gate(lambda: _checkpoint(connection))
 
     def _behind_gate(self, work: Callable[[], Result]) -> Result:
         try:
@@ -296,7 +353,7 @@ def _transaction(connection: sqlite3.Connection, begin: str, work: Work[Result])
     return result
 
 
-def _fold(connection: sqlite3.Connection) -> bool:
+def _checkpoint(connection: sqlite3.Connection) -> bool:
     """Whether the whole log is in the file now."""
     _, frames, folded = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     return bool(frames == folded)

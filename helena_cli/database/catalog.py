@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from helena_cli.batch.flush import Waiting
+from helena_cli.batch.operation import Operation
+from helena_cli.batch.reading import Reader, Reading
 from helena_cli.batch.table import Column, ForeignKey, Table
 from helena_cli.database.transaction import Transaction
 
@@ -90,6 +92,7 @@ class Catalog:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._known: dict[str, tuple[Table, float]] = {}
+        self._readers: dict[int, Reader] = {}
 
     def now(self) -> float:
         """The time by which `confirm` measures."""
@@ -98,6 +101,7 @@ class Catalog:
     def forget(self) -> None:
         """Read every table anew."""
         self._known.clear()
+        self._readers.clear()
 
     def tables(self, transaction: Transaction, lanes: Iterable[str]) -> dict[str, Table | Waiting]:
         """The table behind each lane, or why the lane must wait."""
@@ -112,6 +116,26 @@ class Catalog:
         return {
             name: self._known[name][0] if name in self._known else _absent(name) for name in names
         }
+
+    def reader(self, table: Table) -> Reader:
+        """The reader of a table; the same one as long as the table is the same."""
+        reader = self._readers.get(table.oid)
+        if reader is None or reader.table != table or reader.is_full:
+            self._readers[table.oid] = reader = Reader(table)
+        return reader
+
+    def read_ahead(self, operations: Iterable[Operation]) -> dict[str, Reading]:
+        """Read what belongs to tables that are known. Safe beside the thread that writes."""
+        lanes: dict[str, list[Operation]] = {}
+        for operation in operations:
+            lanes.setdefault(operation.table, []).append(operation)
+        found: dict[str, Reading] = {}
+        for lane, part in lanes.items():
+            table, _ = self._known.get(lane, (None, 0.0))
+            reader = self._readers.get(table.oid) if table else None
+            if reader is not None:
+                found[lane] = reader.read_ahead(part)
+        return found
 
     def confirm(self, transaction: Transaction, lane: str, since: float) -> bool:
         """Whether a table is still as it was given; looks again unless that was after `since`."""

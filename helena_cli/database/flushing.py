@@ -6,13 +6,14 @@ that cannot be written is rolled back to its savepoint: its lane waits, the othe
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 import psycopg
 
 from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting
 from helena_cli.batch.operation import Operation
+from helena_cli.batch.reading import Reader, Step
 from helena_cli.batch.table import ForeignKey, Table, parents_first
 from helena_cli.database import position
 from helena_cli.database.catalog import Catalog
@@ -133,22 +134,32 @@ class Flush:
         lanes = self._lanes(table.oid)
         operations = [operation for lane in lanes for operation in self._work[lane]]
         operations.sort(key=attrgetter("id"))
+        reader = self._catalog.reader(table)
         writer = TableWriter(
             self._transaction,
-            table,
+            reader,
             confirm=lambda: self._confirm(lanes[0]),
             hold=self._hold,
             blame_rows=self._batch.blame_rows,
         )
         try:
             with self._transaction.savepoint():
-                done = writer.write(operations)
+                done = writer.write(operations, self._ahead(reader, lanes))
                 moves = [self._move(positions[lane], done.held) for lane in lanes]
         except LaneFailed as failed:
             self._waiting.update(dict.fromkeys(lanes, failed.waiting))
             return
         self._moves += moves
         self._done.add(done)
+
+    def _ahead(self, reader: Reader, lanes: Iterable[str]) -> dict[int, Step | Verdict]:
+        """What this reader has read beforehand of these lanes."""
+        readings = [self._batch.ahead.get(lane) for lane in lanes]
+        ahead: dict[int, Step | Verdict] = {}
+        for reading in readings:
+            if reading is not None and reading.reader is reader:
+                ahead.update(reading.steps)
+        return ahead
 
     def _confirm(self, lane: str) -> None:
         if not self._catalog.confirm(self._transaction, lane, self._since):

@@ -4,8 +4,10 @@ Otherwise the list grows until some insert has to fold it in, and that one waits
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import psycopg
 
@@ -14,6 +16,9 @@ from helena_cli.database.failure import LOCK_NOT_AVAILABLE
 from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a list may still take to be emptied when Helena ends, and a server to be told.
+PATIENCE = 0.5
 
 #: Seconds before an index that belongs to somebody else is tried again.
 REFUSED_FOR = 3600.0
@@ -42,7 +47,7 @@ SELECT gin_clean_pending_list({oid}::oid::regclass); COMMIT"""
 
 
 class Maintenance:
-    """Keeps the pending lists short. Not safe for threads."""
+    """Keeps the pending lists short. One thread may `run` it and another one `close` it."""
 
     def __init__(
         self, connect: Callable[[], Connection], *, clock: Callable[[], float] = time.monotonic
@@ -50,22 +55,44 @@ class Maintenance:
         self._connect = connect
         self._clock = clock
         self._connection: Connection | None = None
+        self._running = threading.Lock()
+        self._closing = False
         #: Index → when it was refused.
         self._refused: dict[int, float] = {}
 
     def run(self, tables: Iterable[str]) -> None:
         """Empty the lists of all GIN indexes of these tables, as far as that is allowed."""
-        try:
-            if self._connection is None or self._connection.closed:
-                self._connection = self._connect()
-            for oid, name in self._indexes(self._connection, tables):
-                self._clean(self._connection, oid, name)
-        except (psycopg.Error, HelenaError) as error:
-            log.warning("the pending lists were not emptied: %s", error)
-            self.close()
+        with self._running:
+            try:
+                if self._connection is None or self._connection.closed:
+                    self._connection = self._connect()
+                for oid, name in self._indexes(self._connection, tables):
+                    if self._closing:
+                        return
+                    self._clean(self._connection, oid, name)
+            except (psycopg.Error, HelenaError) as error:
+                if not self._closing:
+                    log.warning("the pending lists were not emptied: %s", error)
+                self._disconnect()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; what is being done on it is given up."""
+        self._closing = True
+        while not self._running.acquire(timeout=PATIENCE):
+            self._cancel()
+        try:
+            self._disconnect()
+        finally:
+            self._closing = False
+            self._running.release()
+
+    def _cancel(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            with suppress(psycopg.Error):
+                connection.cancel_safe(timeout=PATIENCE)
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

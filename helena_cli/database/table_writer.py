@@ -6,7 +6,7 @@ in. A merged row that fails alone is taken apart: its operations are judged one 
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 from msgspec import Struct
@@ -16,7 +16,7 @@ from helena_cli.batch.flush import Verdict, Waiting
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.plan import Blocked, Group, Mode, Row
 from helena_cli.batch.reading import Columns, Reader, Step
-from helena_cli.batch.table import ForeignKey, Table
+from helena_cli.batch.table import ForeignKey
 from helena_cli.database import catalog, equality, failure, statement
 from helena_cli.database.failure import Failure
 from helena_cli.database.transaction import Transaction
@@ -66,15 +66,15 @@ class TableWriter:
     def __init__(
         self,
         transaction: Transaction,
-        table: Table,
+        reader: Reader,
         *,
         confirm: Callable[[], None],
         hold: Callable[[Operation, ForeignKey], tuple[str, bool]],
         blame_rows: bool,
     ) -> None:
         self._transaction = transaction
-        self._table = table
-        self._reader = Reader(table)
+        self._table = reader.table
+        self._reader = reader
         self._confirm = confirm
         self._hold = hold
         self._blame_rows = blame_rows
@@ -84,12 +84,14 @@ class TableWriter:
         self._permitted: bool | None = None
         self.result = Written()
 
-    def write(self, operations: Sequence[Operation]) -> Written:
-        """Write what is due of these operations, which come by id.
+    def write(
+        self, operations: Sequence[Operation], ahead: Mapping[int, Step | Verdict]
+    ) -> Written:
+        """Write what is due of these operations, which come by id; `ahead` spares to read them.
 
         Raises LaneFailed, FlushFailed, and what `confirm` raises.
         """
-        steps, dead = self._reader.read(operations)
+        steps, dead = self._reader.read(operations, ahead)
         if dead:
             self._confirm()
         self.result.dead += dead
@@ -151,7 +153,7 @@ class TableWriter:
             composed = statement.write(self._table, row.mode, row.columns.names, key)
             self._statements[form] = query = self._transaction.compose(composed)
         data = [plan.data(self._reader, row) for row in plan.by_key(rows)]
-        self._transaction.execute(query, [statement.rows(data)])
+        self._transaction.write(query, [statement.rows(data)])
 
     def _record(self, rows: Sequence[Row]) -> None:
         result = self.result

@@ -4,7 +4,7 @@ Savepoints are set, released and rolled back together with the next statement, i
 that a flush over a slow line does not pay a round trip for each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,9 @@ SET CONSTRAINTS ALL IMMEDIATE"""
 class Transaction:
     """A transaction on a connection in autocommit mode. Times in milliseconds."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, busy: Callable[[], None] = lambda: None) -> None:
+        """`busy()` is called before each statement that takes long."""
+        self._busy = busy
         self._cursor: psycopg.RawCursor[TupleRow] = psycopg.RawCursor(connection)
         self._later: list[str] = []
         self._depth = 0
@@ -48,6 +50,12 @@ class Transaction:
         """Execute one statement with $1 … as its parameters; its rows are there until the next."""
         self._catch_up()
         return self._cursor.execute(query, parameters, prepare=False)
+
+    def write(self, query: bytes, parameters: list[Any]) -> None:
+        """Execute a statement that takes long."""
+        self._catch_up()
+        self._busy()
+        self._cursor.execute(query, parameters, prepare=False)
 
     def compose(self, query: sql.Composable) -> bytes:
         """The text of a query, to be used more than once."""

@@ -3,12 +3,14 @@
 The connection is kept between flushes, and forgotten as soon as anything is wrong with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from helena_cli.batch.flush import Batch, FlushFailed, Outcome
+from helena_cli.batch.operation import Operation
+from helena_cli.batch.reading import Reading
 from helena_cli.database.catalog import Catalog
 from helena_cli.database.connection import Connection
 from helena_cli.database.failure import flush_failed
@@ -36,15 +38,19 @@ class PostgresWriter:
         self._catalog = Catalog()
         self._maintenance = Maintenance(lambda: connect("maintenance"))
 
-    def write(self, batch: Batch, *, hold: Hold, seal: Seal) -> Outcome:
+    def write(self, batch: Batch, *, hold: Hold, seal: Seal, busy: Callable[[], None]) -> Outcome:
         """Apply a batch in one transaction; see `batch.flush.Writer`."""
         since = self._catalog.now()
         try:
-            return self._flush(batch, hold, seal, since)
+            return self._flush(batch, hold, seal, busy, since)
         except TableChanged:
             # All tables are read anew, so it cannot happen twice.
             self._catalog.forget()
-            return self._flush(batch, hold, seal, since)
+            return self._flush(batch, hold, seal, busy, since)
+
+    def read_ahead(self, operations: Iterable[Operation]) -> dict[str, Reading]:
+        """Read operations of the next batch; see `batch.flush.Writer`."""
+        return self._catalog.read_ahead(operations)
 
     def maintain(self, tables: frozenset[str]) -> None:
         """Empty the GIN pending lists of these tables on a second connection. Never raises."""
@@ -55,9 +61,11 @@ class PostgresWriter:
         self._forget()
         self._maintenance.close()
 
-    def _flush(self, batch: Batch, hold: Hold, seal: Seal, since: float) -> Outcome:
+    def _flush(
+        self, batch: Batch, hold: Hold, seal: Seal, busy: Callable[[], None], since: float
+    ) -> Outcome:
         connection = self._open()
-        transaction = Transaction(connection)
+        transaction = Transaction(connection, busy)
         transaction.begin(
             lock_timeout=self.PROBE_LOCK_TIMEOUT if batch.probe else self.LOCK_TIMEOUT,
             statement_timeout=self.STATEMENT_TIMEOUT,

@@ -323,17 +323,20 @@ def test_an_unexpected_error_is_counted_and_does_not_end_the_flusher(host: Host)
     host.assert_written_once(1)
 
 
-@pytest.mark.parametrize("step", ["remember_nonce", "sync", "settle", "record", "learn_target"])
+@pytest.mark.parametrize(
+    "step",
+    ["straight", "remember_nonce", "sync", "settle_straight", "record", "learn_target"],
+)
 def test_a_disk_that_is_full_at_any_step_loses_and_doubles_nothing(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ):
     with engine_of_parts(host) as (engine, _, cycle_spool):
         real, full = getattr(cycle_spool, step), [SpoolFull("full", remedy="Free some.")]
 
-        def once(*arguments: Any) -> Any:
+        def once(*arguments: Any, **named: Any) -> Any:
             if full:
                 raise full.pop()
-            return real(*arguments)
+            return real(*arguments, **named)
 
         monkeypatch.setattr(cycle_spool, step, once)
         engine.add_operations(("insert", "numbers", {"n": n}) for n in range(3))

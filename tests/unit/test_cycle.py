@@ -1,15 +1,18 @@
 """What the flusher does with each answer of a writer. The writer here only gives the answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from helena_cli.batch import fold
 from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting
 from helena_cli.batch.operation import Operation
+from helena_cli.batch.reading import Reading
 from helena_cli.batch.spool import Spool
+from helena_cli.errors import SpoolUnavailable
 
 Answer = Callable[[Batch, Callable[[Operation, str], bool]], Outcome]
 
@@ -20,6 +23,7 @@ class ScriptedWriter:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.batches: list[Batch] = []
+        self.ahead: list[int] = []
         #: How many of the next answers to COMMIT get lost.
         self.lost_answers = 0
 
@@ -29,8 +33,10 @@ class ScriptedWriter:
         *,
         hold: Callable[[Operation, str], bool],
         seal: Callable[[Outcome], None],
+        busy: Callable[[], None],
     ) -> Outcome:
         self.batches.append(batch)
+        busy()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         outcome = answer(batch, hold)
         seal(outcome)
@@ -38,6 +44,11 @@ class ScriptedWriter:
             self.lost_answers -= 1
             raise FlushFailed("connection lost")
         return outcome
+
+    def read_ahead(self, operations: Iterable[Operation]) -> dict[str, Reading]:
+        """Nothing that a batch would need."""
+        self.ahead += [operation.id for operation in operations]
+        return {}
 
     def maintain(self, tables: frozenset[str]) -> None:
         """Nothing to maintain."""
@@ -89,9 +100,9 @@ MakeCycle = Callable[..., tuple[Cycle, ScriptedWriter]]
 def make_cycle(spool: Spool, clock: Clock) -> Iterator[MakeCycle]:
     with ExitStack() as stack:
 
-        def make(*answers: Answer) -> tuple[Cycle, ScriptedWriter]:
+        def make(*answers: Answer, **policy: int) -> tuple[Cycle, ScriptedWriter]:
             writer = ScriptedWriter(*answers)
-            cycle = Cycle(spool, writer, Policy(), clock=clock)
+            cycle = Cycle(spool, writer, Policy(**policy), clock=clock)
             stack.callback(cycle.close)
             return cycle, writer
 
@@ -340,3 +351,92 @@ def test_somebody_who_waits_for_a_flush_gets_it_at_once(
     through = spool.request_flush()
     assert cycle.turn()
     assert spool.is_settled(through)
+
+
+# Straight from the inbox
+
+
+def sent(writer: ScriptedWriter) -> list[list[int]]:
+    return [[operation.id for operation in batch.operations] for batch in writer.batches]
+
+
+def test_what_the_database_takes_never_enters_the_tables(
+    spool: Spool, make_cycle: MakeCycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle, writer = make_cycle(write_all)
+    monkeypatch.setattr(fold, "insert", None)
+    ids = [*add(spool, 60), *add(spool, 60, "others")]
+    assert cycle.turn()
+    assert sent(writer) == [ids]
+    assert spool.conservation().written == 120
+
+
+def test_a_look_at_the_queue_in_the_middle_of_a_flush_doubles_nothing(
+    spool: Spool, make_cycle: MakeCycle
+) -> None:
+    late: list[int] = []
+
+    def looked_at(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+        late.extend(add(spool, 2))
+        assert spool.queue().total == 7
+        return write_all(batch, hold)
+
+    cycle, writer = make_cycle(looked_at, write_all)
+    ids = add(spool, 5)
+    assert cycle.turn(force=True)
+    assert cycle.turn(force=True)
+    assert sent(writer) == [ids, late]
+    assert spool.conservation().written == 7
+
+
+def test_what_is_read_ahead_is_written_next_together_with_what_came_later(
+    spool: Spool, make_cycle: MakeCycle
+) -> None:
+    def more(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+        ids.extend(add(spool, 2))
+        return write_all(batch, hold)
+
+    cycle, writer = make_cycle(more, write_all, size=4, max_size=4)
+    ids = add(spool, 6)
+    while cycle.turn(force=True):
+        pass
+    assert sent(writer) == [ids[:4], ids[4:]]
+    assert writer.ahead[:2] == ids[4:6]
+
+
+def test_what_is_read_ahead_does_not_survive_a_failure(spool: Spool, make_cycle: MakeCycle) -> None:
+    cycle, writer = make_cycle(fail(), write_all, size=4, max_size=4)
+    ids = add(spool, 6)
+    assert not cycle.turn(force=True)
+    while cycle.turn(force=True):
+        pass
+    assert sent(writer) == [ids[:4], ids[:4], ids[4:]]
+
+
+def test_a_failure_to_read_ahead_concerns_one_turn(
+    spool: Spool, make_cycle: MakeCycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise SpoolUnavailable("no answer", remedy="")
+
+    cycle, writer = make_cycle(write_all, size=4, max_size=4)
+    ids = add(spool, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(spool, "read_ahead", broken)
+        assert cycle.turn(force=True)
+        with pytest.raises(SpoolUnavailable):
+            cycle.turn(force=True)
+    assert cycle.turn(force=True)
+    assert sent(writer) == [ids[:4], ids[4:]]
+
+
+def test_operations_of_a_table_that_has_some_in_the_tables_wait_for_those(
+    spool: Spool, make_cycle: MakeCycle
+) -> None:
+    cycle, writer = make_cycle(write_all, size=4, max_size=4)
+    ids = add(spool, 5)
+    spool.fold()
+    ids += add(spool, 5)
+    while cycle.turn(force=True):
+        pass
+    assert [i for batch in sent(writer) for i in batch] == ids

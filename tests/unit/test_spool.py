@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from helena_cli.batch import identity
 from helena_cli.batch.flush import Outcome, Verdict, Waiting
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import CHUNK, MIB, Spool
@@ -239,7 +240,7 @@ def test_rest_of_the_log_is_folded_while_appenders_wait(file, path, monkeypatch)
                 gate_was_free.append(False)
         return False
 
-    monkeypatch.setattr(spoolfile, "_fold", fold)
+    monkeypatch.setattr(spoolfile, "_checkpoint", fold)
     file.checkpoint(at_least=0)
     assert gate_was_free == [True, False]
 
@@ -301,7 +302,7 @@ def test_directory_in_place_of_the_file_is_a_clear_error(path):
 def test_file_of_a_newer_release_is_refused(path):
     Spool.open(path).close()
     with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 3")
+        connection.execute(f"PRAGMA user_version = {identity.VERSION + 1}")
     connection.close()
     before = path.read_bytes()
     with pytest.raises(SpoolUnavailable) as caught:
@@ -563,6 +564,7 @@ def test_no_transaction_deletes_more_than_a_chunk(spool, file):
 
 def test_nonces_of_unfinished_flushes_are_known_until_one_succeeds(spool):
     numbers = fill(spool, 2)
+    spool.fold()
     spool.remember_nonce("a", ["t"])
     spool.remember_nonce("b", ["t"])
     spool.remember_nonce("a", ["t"])
@@ -576,6 +578,7 @@ def test_nonces_of_unfinished_flushes_are_known_until_one_succeeds(spool):
 
 def test_nonces_do_not_pile_up_and_the_last_are_kept(spool):
     fill(spool, 1)
+    spool.fold()
     for number in range(100):
         spool.remember_nonce(f"n{number}", ["t"])
     known = spool.known_nonces(["t"])["t"]
