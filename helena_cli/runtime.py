@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from helena_cli.batch import disk, naming
 from helena_cli.batch.cycle import Cycle, Policy
@@ -27,6 +27,7 @@ from helena_cli.settings import Settings
 
 # psycopg costs more than everything else together, and many callers never need it.
 if TYPE_CHECKING:
+    from helena_cli.database.checkup import Checkup
     from helena_cli.database.connection import Connection, Target
     from helena_cli.database.embedded import EmbeddedServer
 
@@ -69,7 +70,7 @@ class Runtime:
         _inherited.append((self._engine, self._stack))
         self._begin()
 
-    def __enter__(self) -> "Runtime":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,6 +90,19 @@ class Runtime:
         from helena_cli.database import connection
 
         return connection.resolve(self.settings)
+
+    def dsn(self) -> str:
+        """The address of the database, started if need be. It may hold a password."""
+        return self._started().dsn
+
+    def direct_target(self) -> "Target":
+        """The same past a pooler, where [database] direct_dsn names a way; ready to connect to.
+
+        Raises ConfigurationError.
+        """
+        from helena_cli.database import target
+
+        return self._started() if self.target.embedded else target.resolve_direct(self.settings)
 
     @cached_property
     def state_dir(self) -> Path:
@@ -151,21 +165,40 @@ class Runtime:
             self._embedded_dsn = None
             raise
 
+    def checkup(self) -> "Checkup":
+        """Looks at the database and never hangs, for `status`. A context manager.
+
+        Raises DatabaseUnreachable when the embedded server does not start.
+        """
+        from helena_cli.database.checkup import Checkup
+
+        return Checkup(self._started(), self._spool_path.with_suffix(".barred"))
+
     @contextmanager
-    def connection(self, application: str) -> Iterator["Connection"]:
+    def connection(
+        self, application: str, *, wait: float = CONNECTION_WAIT
+    ) -> Iterator["Connection"]:
         """The host's third connection: whoever needs it waits until no other command uses it.
 
         Raises DatabaseUnreachable, or HelenaError when another command keeps it too long.
         """
+        with self.turn(wait), self.connect(application) as connection:
+            yield connection
+
+    @contextmanager
+    def turn(self, wait: float = CONNECTION_WAIT) -> Iterator[None]:
+        """The right to open the host's third connection.
+
+        Raises HelenaError when another command keeps it longer than `wait` seconds.
+        """
         lease = self._lease("connection")
-        if not lease.acquire(CONNECTION_WAIT):
+        if not lease.acquire(wait):
             raise HelenaError(
                 "Another Helena command of this host uses the database.",
                 remedy="Wait until it is done, or end it; helena status shows the queue meanwhile.",
             )
         try:
-            with self.connect(application) as connection:
-                yield connection
+            yield
         finally:
             lease.release()
 

@@ -10,13 +10,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
 from helena_cli.errors import Refused
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 #: A pipe has no width; Rich would take 80 columns and fold what a program wants to read.
@@ -37,9 +38,9 @@ def say(text: str) -> None:
 
 def instant(seconds: float | None) -> str | None:
     """A Unix time as ISO 8601 in UTC, for JSON."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    from helena_cli.batch import report
+
+    return report.instant(seconds)
 
 
 def local_time(seconds: float | None) -> str:
@@ -120,7 +121,8 @@ def _is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def _print(shown: "RenderableType") -> None:
+def show(shown: "RenderableType") -> None:
+    """Print it on stdout."""
     if _is_terminal(sys.stdout):
         console().print(shown)
         return
@@ -130,41 +132,57 @@ def _print(shown: "RenderableType") -> None:
     print("\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()
+) -> "Table":
+    """A table; `right` names the columns of numbers. A cell is text or made by `cell`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    numbers = set(right)
+    for column in columns:
+        made.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(item if isinstance(item, Text) else cell(item) for item in row))
+    return made
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> "Table":
+    """Names and values below each other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(name, value if isinstance(value, Text) else cell(value))
+    return made
+
+
+def heading(text: str) -> "Text":
+    """A heading, with a line of room above."""
+    from rich.text import Text
+
+    return Text(f"\n{text}", style="bold")
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Iterable[str] = ()
 ) -> None:
-    """A table on stdout; `right` names the columns of numbers. A cell is text or made by `cell`."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(
-            column, justify="right" if column in set(right) else "left", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(item if isinstance(item, Text) else cell(item) for item in row))
-    _print(table)
+    """A `table` on stdout."""
+    show(table(columns, rows, right=right))
 
 
-def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Names and values below each other on stdout."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts:
-        table.add_row(name, value if isinstance(value, Text) else cell(value))
-    _print(table)
+def print_facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """`facts` on stdout."""
+    show(facts(pairs))
 
 
 def print_heading(text: str) -> None:
-    """A heading on stdout, with a line of room above."""
-    from rich.text import Text
-
-    _print(Text(f"\n{text}", style="bold"))
+    """A `heading` on stdout."""
+    show(heading(text))
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -27,16 +27,21 @@ _KEEPALIVES: Mapping[str, int] = {
 }
 
 
-def connect(target: Target, *, application: str, autocommit: bool = True) -> Connection:
+def connect(
+    target: Target, *, application: str, autocommit: bool = True, database: str | None = None
+) -> Connection:
     """Open a connection, called `helena APPLICATION` in pg_stat_activity.
 
-    It leaves no state in the session and sends no `options`, so it works through PgBouncer in
-    transaction mode. Raises DatabaseUnreachable with the remedy for its cause.
+    `database` names another one of the same server. It leaves no state in the session and sends no
+    `options`, so it works through PgBouncer in transaction mode. Raises DatabaseUnreachable with
+    the remedy for its cause.
     """
     if not target.dsn and target.embedded:
         raise RuntimeError("the embedded PostgreSQL was not started")
     given = conninfo_to_dict(target.dsn)
     parameters: dict[str, Any] = {k: v for k, v in _KEEPALIVES.items() if k not in given}
+    if database is not None:
+        parameters["dbname"] = database
     try:
         return psycopg.connect(
             target.dsn,
@@ -54,12 +59,23 @@ def connect(target: Target, *, application: str, autocommit: bool = True) -> Con
         raise _unreachable(target.label, str(error), secrets) from None
 
 
+#: Releases differ in the words, and PgBouncer has its own.
+_SLOTS_TAKEN = (
+    r"too many clients already|too many connections|connection slots are reserved"
+    r"|no more connections allowed"
+)
+
+
+def slots_are_taken(error: HelenaError) -> bool:
+    """Whether a connection failed because all of them are in use."""
+    return re.search(_SLOTS_TAKEN, str(error)) is not None
+
+
 #: Why a connection failed, by what libpq, the server or PgBouncer say. There is no SQLSTATE then.
 #: Anything else, such as a server that speaks another language, gets the general remedy.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (
-        r"too many clients already|too many connections|connection slots are reserved"
-        r"|no more connections allowed",
+        _SLOTS_TAKEN,
         "All connections are taken. See who holds them with helena status; free them with "
         "helena clear-locks or raise max_connections. Queued operations wait in the spool.",
     ),

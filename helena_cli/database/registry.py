@@ -107,6 +107,19 @@ class DocumentRegistry:
 
 
 @contextmanager
+def bounded(connection: Connection, *, seconds: float) -> Iterator[DocumentRegistry]:
+    """The registry in one transaction of statements that end after so many seconds each.
+
+    For a program that must not hang when the database does. Raises as the registry does.
+    """
+    limits = (("statement_timeout", f"{seconds:g}s"), ("lock_timeout", "5s"), ("timezone", "UTC"))
+    with _translated(), connection.transaction():
+        for name, value in limits:
+            connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+        yield DocumentRegistry(connection)
+
+
+@contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield

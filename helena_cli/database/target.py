@@ -1,17 +1,21 @@
 """Which database the settings mean: its address, and its names for people and for files."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping
 
 import psycopg
 from msgspec import Struct
+from msgspec.structs import replace
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
 from helena_cli.database import embedded
 from helena_cli.errors import ConfigurationError
 from helena_cli.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _LOCAL_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
 
@@ -26,7 +30,6 @@ class Target(Struct, frozen=True):
     #: Host, port and database name, normalised, fit for a file name: [a-z0-9._-]+.
     key: str
     embedded: bool = False
-    #: A way past a pooler, for VACUUM.
     #: Seconds, for each host of the DSN.
     connect_timeout: float = 5.0
 
@@ -61,6 +64,37 @@ def resolve(settings: Settings) -> Target:
         key=_key(given),
         connect_timeout=float(timeout) if timeout.isdigit() else database.connect_timeout,
     )
+
+
+def database_name(target: Target) -> str | None:
+    """The name of the database on its server, as far as it is known without connecting."""
+    given = {key: str(value) for key, value in conninfo_to_dict(target.dsn).items() if value}
+    if "service" in given and "dbname" not in given:
+        return None
+    parameters = _with_defaults(given)
+    return parameters.get("dbname") or parameters.get("user")
+
+
+def resolve_direct(settings: Settings) -> Target:
+    """The same database past a pooler, if [database] direct_dsn names a way; else `resolve`.
+
+    A direct_dsn of the configuration file counts only if the database is not named elsewhere: with
+    --dsn or HELENA_DSN it would lead to another one. Raises ConfigurationError.
+    """
+    target = resolve(settings)
+    direct = settings.database.direct_dsn
+    if target.embedded or not direct:
+        return target
+    origin = settings.origin("database.direct_dsn")
+    chosen = settings.origin("database.dsn")
+    if chosen == "--dsn" or (chosen.startswith("HELENA_") and not origin.startswith("HELENA_")):
+        log.warning(
+            "[database] direct_dsn, from %s, is not used: the database is that of %s.",
+            origin,
+            chosen,
+        )
+        return target
+    return replace(target, dsn=direct, label=_label(_parse(direct, origin)))
 
 
 def _parse(dsn: str, origin: str) -> dict[str, str]:

@@ -5,7 +5,9 @@ import pytest
 
 from helena_cli.batch.ledger import Flusher, Flushes, FlushRecord, Lane, Queue
 from helena_cli.cli.checks import Check, Observed, judge
-from helena_cli.database.health import Connections, GinIndex, Health
+from helena_cli.database.health import Connections, GinIndex, Health, Holder, Session
+from helena_cli.errors import DatabaseUnreachable
+from helena_cli.settings import CheckSettings
 
 NOW = 1_000_000.0
 EMPTY = Queue(0, 0, 0, 0, None, 0, 0)
@@ -164,3 +166,109 @@ def test_what_could_not_be_read_is_unknown_and_never_zero():
 
 def test_a_database_that_is_away_is_critical():
     assert check("response_time", health=None).status == "critical"
+
+
+# The limits are those of the settings
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "changes"),
+    [
+        ("queue_age", {"queue_age_seconds": 5.0}, {"queue": waiting(6)}),
+        ("response_time", {"response_ms": 1.0}, {"health": healthy_but(response_ms=2.0)}),
+        (
+            "longest_query",
+            {"longest_query_seconds": 1.0},
+            {"health": healthy_but(longest_query_seconds=2.0)},
+        ),
+        (
+            "throughput",
+            {"operations_per_second": 9000.0},
+            {"flushes": Flushes(1, 1000, 1000, 0, 8000.0, 1.0, 1.0, None)},
+        ),
+    ],
+)
+def test_every_limit_can_be_set(name: str, limit: dict[str, float], changes: dict[str, object]):
+    seen = msgspec.structs.replace(QUIET, **changes)
+
+    def judged(limits: CheckSettings) -> Check:
+        return next(one for one in judge(seen, limits) if one.name == name)
+
+    assert judged(CheckSettings()).status == "ok"
+    strict = judged(CheckSettings(**limit))
+    assert strict.status in {"warn", "critical"}
+    assert strict.limit in limit.values()
+
+
+# Who and what to do
+
+
+def session(pid: int, seconds: float, *blocked_by: int) -> Session:
+    return Session(pid, "u", "a", "active", seconds, "SELECT 1", blocked_by=blocked_by)
+
+
+def test_a_long_query_that_waits_is_reported_with_whom_it_waits_for():
+    query = session(7, 60.0, 4711, 0)
+    health = healthy_but(longest_query_seconds=60.0, longest_query=query, waiting=(query,))
+    found = check("longest_query", health=health)
+    assert "pid 7 has waited 1 min for pid 4711 and a prepared transaction" in found.message
+    assert "clear-locks" in str(found.remedy)
+
+
+def test_a_long_wait_is_seen_by_a_role_that_sees_no_query():
+    blind = healthy_but(longest_query_seconds=None, unknown={"active_queries": "not allowed"})
+    for seconds, status in ((9.0, "unknown"), (11.0, "critical")):
+        health = msgspec.structs.replace(blind, waiting=(session(7, seconds, 4711),))
+        assert check("longest_query", health=health).status == status
+
+
+@pytest.mark.parametrize(
+    ("connections", "message"),
+    [
+        (Connections(50, 100, 0, role_used=8, role_max=10), "8 of 10 connections of this role"),
+        (Connections(50, 100, 0, database_used=5, database_max=5), "5 of 5 connections of this da"),
+        (Connections(90, 100, 0, 1, 10, 1, 5), "90 of 100 connections in use"),
+        (Connections(1, 100, 0, role_used=0, role_max=0), "0 of 0 connections of this role"),
+    ],
+)
+def test_the_limit_that_is_nearest_decides(connections: Connections, message: str):
+    holders = (Holder("etl", "psql", 40), Holder("web", "", 9))
+    found = check("pool", health=healthy_but(connections=connections, holders=holders))
+    assert message in found.message
+    if found.status != "ok":
+        assert "40 by etl (psql), 9 by web" in str(found.remedy)
+
+
+def test_taken_slots_are_critical_without_a_database():
+    away = DatabaseUnreachable("no", remedy="wait")
+    found = check("pool", health=None, away=away, slots_taken=True)
+    assert (found.status, bool(found.remedy)) == ("critical", True)
+    assert check("response_time", health=None, away=away).remedy == "wait"
+
+
+def test_what_another_database_tells_is_judged_and_the_rest_is_unknown():
+    seen = msgspec.structs.replace(
+        QUIET, health=healthy_but(via="postgres"), away=DatabaseUnreachable("no", remedy="wait")
+    )
+    found = {one.name: one.status for one in judge(seen)}
+    assert (found["response_time"], found["gin_pending"]) == ("critical", "unknown")
+    assert (found["pool"], found["longest_query"]) == ("ok", "ok")
+
+
+def test_lists_that_could_not_be_read_are_counted():
+    gin = (GinIndex("a", "t", 1, 512), GinIndex("b", "t", None, 512, "locked by pid 7"))
+    assert "1 could not be read" in check("gin_pending", health=healthy_but(gin=gin)).message
+
+
+@pytest.mark.parametrize(
+    ("reason", "cure"),
+    [
+        ("the extension pgstattuple is not installed", "CREATE EXTENSION pgstattuple"),
+        ("permission denied for function pgstatginindex: needs pg_monitor", "GRANT pg_monitor"),
+    ],
+)
+def test_an_unknown_pending_list_says_what_would_help(reason: str, cure: str):
+    health = healthy_but(gin=(GinIndex("a", "t", None, 512, reason),))
+    found = check("gin_pending", health=health)
+    assert found.status == "unknown"
+    assert cure in str(found.remedy)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from helena_cli.config import load
 from helena_cli.database import embedded
 from helena_cli.database.connection import Target, resolve, translate
+from helena_cli.database.target import resolve_direct
 from helena_cli.errors import ConfigurationError, DatabaseRefused
 from helena_cli.settings import DatabaseSettings, Settings
 
@@ -165,3 +166,55 @@ def test_the_programs_of_the_wheel_are_found_without_importing_it():
 
 def test_a_refusal_of_the_driver_itself_is_not_taken_for_a_lost_connection():
     assert isinstance(translate(psycopg.ProgrammingError("cannot adapt type")), DatabaseRefused)
+
+
+# Past a pooler
+
+DIRECT = f"postgresql://u:{SECRET}@db:5432/shop"
+
+
+def written(folder: Path, *, direct_dsn: str) -> dict[str, str]:
+    """The environment that names a configuration file with these addresses."""
+    path = folder / "helena.toml"
+    path.write_text(f'[database]\ndsn = "host=pooler dbname=shop"\ndirect_dsn = "{direct_dsn}"\n')
+    return {"HELENA_CONFIG": str(path)}
+
+
+def test_the_direct_address_leads_past_the_pooler_to_the_same_queue(tmp_path):
+    settings = load(environ=written(tmp_path, direct_dsn=DIRECT))
+    found = resolve_direct(settings)
+    assert (found.dsn, found.label) == (DIRECT, "u@db:5432/shop")
+    assert found.key == resolve(settings).key
+    assert SECRET not in found.label
+
+
+def test_without_a_direct_address_it_is_the_only_one(tmp_path):
+    environ = written(tmp_path, direct_dsn="")
+    assert resolve_direct(load(environ=environ)).dsn == "host=pooler dbname=shop"
+
+
+@pytest.mark.parametrize("elsewhere", [{"HELENA_DSN": "host=other"}, {}])
+def test_a_direct_address_never_leads_to_another_database_than_the_one_named(
+    tmp_path, caplog, elsewhere
+):
+    options = {} if elsewhere else {"database": {"dsn": "host=other"}}
+    settings = load(environ=written(tmp_path, direct_dsn=DIRECT) | elsewhere, options=options)
+    assert resolve_direct(settings).dsn == "host=other"
+    assert "is not used" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_direct_address_from_the_environment_goes_with_any_but_an_option(tmp_path):
+    environ = written(tmp_path, direct_dsn="host=file") | {"HELENA_DATABASE_DIRECT_DSN": DIRECT}
+    assert resolve_direct(load(environ=environ)).dsn == DIRECT
+    assert resolve_direct(load(environ=environ | {"HELENA_DSN": "host=other"})).dsn == DIRECT
+    named = load(environ=environ, options={"database": {"dsn": "host=other"}})
+    assert resolve_direct(named).dsn == "host=other"
+
+
+def test_a_malformed_direct_address_is_an_error_that_repeats_nothing(tmp_path):
+    settings = load(environ=written(tmp_path, direct_dsn=f"host=db pass word={SECRET}"))
+    with pytest.raises(ConfigurationError) as failure:
+        resolve_direct(settings)
+    assert "helena.toml" in str(failure.value)
+    assert SECRET not in str(failure.value) + failure.value.remedy

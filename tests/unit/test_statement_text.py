@@ -1,0 +1,44 @@
+"""Statements of other sessions are shown without the passwords in them."""
+
+import pytest
+
+from helena_cli.database.statement_text import without_secrets
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER ROLE r PASSWORD 'sesame'",
+        "alter user r with encrypted password E'it''s sesame' valid until 'x'",
+        "CREATE ROLE r PASSWORD 'sesame and then it was cut",
+        "SELECT * FROM users WHERE password = 'sesame'",
+        "CREATE SUBSCRIPTION s CONNECTION 'host=h password=sesame dbname=d' PUBLICATION p",
+        "SELECT dblink('password=''sesame x'' host=h', 'SELECT 1')",
+        "SELECT dblink('postgresql://u:sesame@h/d', 'SELECT 1')",
+        "CREATE USER MAPPING FOR u SERVER s OPTIONS (user 'u', password 'sesame')",
+    ],
+)
+def test_a_password_is_not_shown_and_the_rest_is(statement: str):
+    shown = str(without_secrets(statement))
+    assert "sesame" not in shown
+    assert "***" in shown
+    assert shown.split()[0] == statement.split()[0]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1",
+        "SELECT password FROM users",
+        "UPDATE users SET name = 'a' WHERE password IS NULL",
+        "SELECT 'http://host/path', a@b",
+        "ALTER ROLE r PASSWORD NULL",
+        "",
+    ],
+)
+def test_what_holds_no_password_is_shown_as_it_is(statement: str):
+    assert without_secrets(statement) == statement
+
+
+def test_what_may_not_be_seen_stays_unknown():
+    assert without_secrets(None) is None
