@@ -1,0 +1,1 @@
+"""The machine: processes, services, signals and the metrics port."""
