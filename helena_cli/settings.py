@@ -126,7 +126,7 @@ class PendingSettings(Struct, frozen=True):
 class WatchSettings(Struct, frozen=True):
     """How `helena watch` follows its folders. Seconds."""
 
-    settle: Seconds = 1.0
+    settle: Seconds = 0.5
     max_wait: Interval = 3.0
     grace: Seconds = 2.0
     rescan: Interval = 900.0
