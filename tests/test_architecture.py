@@ -24,7 +24,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 #: Module → the files that alone may import it.
 SOLE_IMPORTERS = {
     "psycopg": "database/",
-    "watchdog": "documents/watch.py",
+    "watchdog": "documents/watch",
     "typer": "cli/",
     "rich": "cli/",
 }

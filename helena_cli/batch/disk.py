@@ -14,17 +14,17 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system that this path lies on, in lower case; "" when nobody knows."""
+    """The kind of file system that this path lies on, "" when nobody knows."""
     mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     place = path.resolve()
     while str(place) not in mounts and place != place.parent:
         place = place.parent
-    return mounts.get(str(place), "").lower()
+    return mounts.get(str(place), "")
 
 
 def is_network(kind: str) -> bool:
     """Whether a file system of this kind lies on another machine."""
-    return kind in NETWORK_FILE_SYSTEMS
+    return kind.lower() in NETWORK_FILE_SYSTEMS
 
 
 def refuse_network(path: Path) -> None:

@@ -16,7 +16,18 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from helena_cli.cli import dead_letters, enqueue, init, options, process_pending, status
+from helena_cli.cli import (
+    clear_locks,
+    dead_letters,
+    enqueue,
+    init,
+    options,
+    process_pending,
+    service,
+    status,
+    stop_realtime,
+    watch,
+)
 from helena_cli.errors import ExitCode, HelenaError
 
 log = logging.getLogger(__name__)
@@ -34,6 +45,12 @@ app = typer.Typer(
 app.command("process-pending", short_help="Index documents, write what is queued.")(
     process_pending.command
 )
+app.command("watch", short_help="Follow folders, write what is queued, until Ctrl-C.")(
+    watch.command
+)
+app.command("stop-realtime", short_help="Stop the old real-time writers, or bring them back.")(
+    stop_realtime.command
+)
 app.command("status", short_help="Show queue, flushes, database and a checklist.")(status.command)
 app.add_typer(
     dead_letters.app,
@@ -44,6 +61,12 @@ app.command("enqueue", short_help="Queue operations read as JSON lines from stdi
     enqueue.command
 )
 app.command("init", short_help="Create or upgrade the tables.")(init.command)
+app.command("clear-locks", short_help="Free a stuck database.")(clear_locks.command)
+app.add_typer(
+    service.app,
+    name="service",
+    short_help="Install, remove or show the background service.",
+)
 
 
 @app.callback()

@@ -40,14 +40,28 @@ class Registry(Protocol):
         """Delete those of these documents that are still marked as missing; how many were."""
 
 
-class Queue(Protocol):
+class Sink(Protocol):
     """Where operations go."""
 
     def extend(self, operations: Iterable[tuple[str, str, Mapping[str, Any]]]) -> Sequence[int]:
         """Accept operations, all or none; raises InvalidOperation, SpoolFull, SpoolUnavailable."""
 
+
+class Queue(Sink, Protocol):
+    """Where they wait too."""
+
     def queued(self, table: str) -> Iterator[Operation]:
         """What waits for one table, in order."""
+
+
+class Knowledge(Protocol):
+    """What is known of documents, wherever it was learnt."""
+
+    def documents(self, namespace: str, doc_ids: Sequence[str] | None = None) -> "dict[str, Known]":
+        """The documents of a namespace by es_doc_id: these, or all; the caller's own to change."""
+
+    def metadata(self, doc_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The whole metadata of these documents."""
 
 
 class Known(Struct, gc=False):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from helena_cli.documents.known import Queue
+from helena_cli.documents.known import Sink
 from helena_cli.errors import InvalidOperation
 
 Change = Literal["new", "changed", "missing"]
@@ -41,7 +41,7 @@ class Outbox:
     `counts` and `failures` say what became of them. Nothing is queued in a dry run.
     """
 
-    def __init__(self, queue: Queue, *, dry_run: bool) -> None:
+    def __init__(self, queue: Sink, *, dry_run: bool) -> None:
         self.counts: Counter[Change] = Counter()
         self.failures: list[Failure] = []
         self._queue = queue

@@ -14,14 +14,14 @@ from msgspec import Struct
 
 from helena_cli.documents import announce, missing, scan
 from helena_cli.documents.extract import TABLE, document_id, extract
-from helena_cli.documents.known import Known, Queue, Registry, State
+from helena_cli.documents.known import Knowledge, Known, Queue, Registry, Sink, State
 from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Triple
 from helena_cli.documents.roots import Target, place
 from helena_cli.documents.rules import compile_rules
 from helena_cli.documents.scan import Filter, Found, Unreadable, escape
 from helena_cli.settings import DocumentSettings
 
-__all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile"]
+__all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile", "update"]
 
 #: Documents between two calls of `progress`.
 _PROGRESS_STEP = 100
@@ -37,6 +37,8 @@ class Options(TypedDict, total=False):
     dry_run: bool
     #: Mark missing documents even when they are suspiciously many.
     allow_missing: bool
+    #: Asked before missing documents are marked: whether the folders still are what was looked at.
+    stands: Callable[[], bool]
     progress: Progress | None
 
 
@@ -85,12 +87,40 @@ def reconcile(
         if not target.claimed and target.folder.is_dir():
             registry.claim(target.namespace, host, target.key, dry_run=dry_run)
     state = State(registry, queue, frozenset(target.namespace for target in targets))
+    return _queue_changes(list(zip(targets, filters, strict=True)), settings, state, queue, options)
+
+
+def update(
+    targets: Sequence[Target],
+    *,
+    settings: DocumentSettings,
+    state: Knowledge,
+    queue: Sink,
+    **options: Unpack[Options],
+) -> Report:
+    """The same for these parts of roots that are claimed already, by what is known of them.
+
+    Raises ConfigurationError before anything was queued, SpoolFull or SpoolUnavailable in the
+    middle, and whatever `state` raises.
+    """
+    filtered = [(target, Filter(target.folder, settings)) for target in targets]
+    return _queue_changes(filtered, settings, state, queue, options)
+
+
+def _queue_changes(
+    targets: Sequence[tuple[Target, Filter]],
+    settings: DocumentSettings,
+    state: Knowledge,
+    queue: Sink,
+    options: Options,
+) -> Report:
+    dry_run = options.get("dry_run", False)
     run = _Run(settings, state, Outbox(queue, dry_run=dry_run), options)
-    for target, documents in zip(targets, filters, strict=True):
+    for target, documents in targets:
         run.settle(target, documents)
     report = run.finish()
     if run.changes and settings.announce != "none" and not dry_run:
-        queue.extend(run.announcement(report, targets))
+        queue.extend(run.announcement(report, [target for target, _ in targets]))
     return report
 
 
@@ -98,12 +128,13 @@ class _Run:
     """One pass over some roots, and its counts."""
 
     def __init__(
-        self, settings: DocumentSettings, state: State, outbox: Outbox, options: Options
+        self, settings: DocumentSettings, state: Knowledge, outbox: Outbox, options: Options
     ) -> None:
         self._settings = settings
         self._state = state
         self._outbox = outbox
         self._allow_missing = options.get("allow_missing", False)
+        self._stands = options.get("stands", lambda: True)
         self._progress = options.get("progress")
         self._found = self._unchanged = self._unreadable = 0
         self._unmarked = self._incomplete = 0
@@ -131,7 +162,9 @@ class _Run:
                     self._document(target, found, known)
         self._outbox.flush()
         gone = missing.find(target, known, unjudged)
-        if gone and self._settings.on_missing == "ignore":
+        if gone and not self._stands():
+            self._note_folder(target, "", missing.Standing.ABSENT.value)
+        elif gone and self._settings.on_missing == "ignore":
             self._unmarked += len(gone)
         elif gone:
             allowed = self._allow_missing

@@ -69,7 +69,7 @@ def place(
         Target(
             namespace=namespaces[root],
             folder=root,
-            within=tuple(_outermost(path.relative_to(root).as_posix() for path in inside)),
+            within=tuple(outermost(path.relative_to(root).as_posix() for path in inside)),
             claimed=root in claims,
             others=frozenset(str(other) for other in roots if root in other.parents),
             nested=root in nested,
@@ -106,7 +106,7 @@ def _new_root(path: Path) -> Path:
     return path.parent
 
 
-def _outermost(paths: Iterable[str]) -> Iterator[str]:
+def outermost(paths: Iterable[str]) -> Iterator[str]:
     """The paths of which no other one contains them. "." becomes ""."""
     last = None
     # With a slash at the end a folder sorts right before what it contains.
