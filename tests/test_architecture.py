@@ -12,6 +12,7 @@ PACKAGE = Path(helena_cli.__file__).parent
 #: each other. What is not named here (__init__, __main__) stands above all.
 FLOORS = (
     ("cli", "library"),
+    ("proof",),
     ("runtime",),
     ("documents", "database", "host"),
     ("batch",),

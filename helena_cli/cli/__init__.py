@@ -26,6 +26,7 @@ from helena_cli.cli import (
     service,
     status,
     stop_realtime,
+    test,
     watch,
 )
 from helena_cli.errors import ExitCode, HelenaError
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
+app.command("test", short_help="Prove that this set-up works, and what it gains.")(test.command)
 app.command("process-pending", short_help="Index documents, write what is queued.")(
     process_pending.command
 )
@@ -51,6 +53,7 @@ app.command("watch", short_help="Follow folders, write what is queued, until Ctr
 app.command("stop-realtime", short_help="Stop the old real-time writers, or bring them back.")(
     stop_realtime.command
 )
+app.command("clear-locks", short_help="Free a stuck database.")(clear_locks.command)
 app.command("status", short_help="Show queue, flushes, database and a checklist.")(status.command)
 app.add_typer(
     dead_letters.app,
@@ -61,7 +64,6 @@ app.command("enqueue", short_help="Queue operations read as JSON lines from stdi
     enqueue.command
 )
 app.command("init", short_help="Create or upgrade the tables.")(init.command)
-app.command("clear-locks", short_help="Free a stuck database.")(clear_locks.command)
 app.add_typer(
     service.app,
     name="service",
