@@ -257,7 +257,7 @@ bounded() {
     ) &
     guard=$!
     exec 3<&-
-    wait "$child"
+    wait "$child" 2>/dev/null
     code=$?
     kill "$guard" 2>/dev/null
     return "$code"
@@ -934,6 +934,15 @@ SELECT '@', i.oid, regexp_replace(i.oid::regclass::text, '[\u0001-\u001f\u007f-\
     [ "$empty" -eq 0 ] || say "   indexes with an empty list: $empty"
 }
 
+# What PostgreSQL says when one of the limits above has ended a step, in plain words.
+in_words() {
+    case $1 in
+        *"lock timeout"*) say "somebody has it locked" ;;
+        *"statement timeout"*) say "it took too long; run this again" ;;
+        *) say "$1" ;;
+    esac
+}
+
 # The oids of Helena's tables, those that are named, and those that were waited for.
 known_tables() {
     printf '%s\n' "SELECT to_regclass(n)::oid FROM unnest(string_to_array(:'names', ',')) n
@@ -953,7 +962,7 @@ empty_one() {
             say "   $2: $ROWS pages"
         fi
     else
-        fail "$2: $MESSAGES"
+        fail "$2: $(in_words "$MESSAGES")"
     fi
 }
 
@@ -1022,7 +1031,7 @@ SELECT '@', 'unlimited';
     esac
     # What VACUUM passes over, it only warns of.
     if [ "$code" -ne 0 ] || [ -n "$MESSAGES" ]; then
-        fail "$2: $MESSAGES"
+        fail "$2: $(in_words "$MESSAGES")"
         return
     fi
     # shellcheck disable=SC2086 # Two numbers, or none for a partitioned table.

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from helena_cli.batch.flush import Outcome, Verdict
+from helena_cli.batch.flush import Outcome
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 
 
 class Clock:

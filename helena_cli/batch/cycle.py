@@ -19,12 +19,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from helena_cli.batch import histogram
-from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting, Writer
+from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Waiting, Writer
 from helena_cli.batch.ledger import FlushRecord, Lane, Pressure
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.plan import backoff, flush_due
 from helena_cli.batch.spool import Spool
 from helena_cli.batch.straight import Straight
+from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,13 @@
 """What goes into a flush and what comes out of it: the contract between engine and writer."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
 from helena_cli.batch.operation import Operation
-
-if TYPE_CHECKING:
-    from helena_cli.batch.reading import Reading
+from helena_cli.batch.reading import Reading
+from helena_cli.batch.verdict import Verdict
 
 
 class Batch(Struct, frozen=True):
@@ -28,18 +27,7 @@ class Batch(Struct, frozen=True):
     #: Unknown SQLSTATEs were retried often enough: blame the row.
     blame_rows: bool = False
     #: Lane → what `Writer.read_ahead` made of some of its operations.
-    ahead: "Mapping[str, Reading]" = {}
-
-
-class Verdict(Struct, frozen=True):
-    """What the database said against one operation."""
-
-    operation_id: int
-    sqlstate: str
-    message: str
-    constraint: str | None = None
-    #: For a foreign key: the parent table, `name` or `schema.name`.
-    parent: str | None = None
+    ahead: Mapping[str, Reading] = {}
 
 
 class Waiting(Struct, frozen=True):
@@ -113,7 +101,7 @@ class Writer(Protocol):
         Raises FlushFailed.
         """
 
-    def read_ahead(self, operations: Iterable[Operation]) -> "Mapping[str, Reading]":
+    def read_ahead(self, operations: Iterable[Operation]) -> Mapping[str, Reading]:
         """Read operations of the next batch, by lane, while another thread writes this one.
 
         It spares `write` the work; nothing depends on it.

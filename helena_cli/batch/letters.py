@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from helena_cli.batch import lanes
-from helena_cli.batch.flush import Verdict
 from helena_cli.batch.identity import Damaged
 from helena_cli.batch.operation import KINDS
+from helena_cli.batch.verdict import Verdict
 
 
 class DeadLetter(Struct, frozen=True):

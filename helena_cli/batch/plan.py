@@ -13,9 +13,9 @@ from operator import attrgetter
 import msgspec
 from msgspec import Struct
 
-from helena_cli.batch.flush import Verdict
 from helena_cli.batch.reading import Columns, Identity, Reader, Step
 from helena_cli.batch.table import Special
+from helena_cli.batch.verdict import Verdict
 
 WAITS_FOR_EARLIER = "HL002"
 

@@ -5,9 +5,9 @@ from collections.abc import Hashable, Iterable, Mapping
 import msgspec
 from msgspec import Struct
 
-from helena_cli.batch.flush import Verdict
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.table import Special, Table, key_value
+from helena_cli.batch.verdict import Verdict
 
 UPDATE_WITHOUT_KEY = "HL001"
 UNREADABLE = "HL005"

@@ -28,7 +28,7 @@ from helena_cli.batch import (
     spoolfile,
     straight,
 )
-from helena_cli.batch.flush import Outcome, Verdict, Waiting
+from helena_cli.batch.flush import Outcome, Waiting
 from helena_cli.batch.histogram import Bin
 from helena_cli.batch.inbox import Record, Row
 from helena_cli.batch.ledger import (
@@ -45,6 +45,7 @@ from helena_cli.batch.operation import KINDS, Operation, encode
 from helena_cli.batch.report import Report
 from helena_cli.batch.spoolfile import Durability, SpoolFile
 from helena_cli.batch.straight import Straight
+from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import InvalidOperation, SpoolFull
 
 Item = TypeVar("Item")

@@ -4,8 +4,9 @@ from enum import Enum
 
 import psycopg
 
-from helena_cli.batch.flush import FlushFailed, Verdict, Waiting
+from helena_cli.batch.flush import FlushFailed, Waiting
 from helena_cli.batch.operation import Operation
+from helena_cli.batch.verdict import Verdict
 from helena_cli.database.connection import translate
 
 FOREIGN_KEY_VIOLATION = "23503"

@@ -11,10 +11,11 @@ from operator import attrgetter
 
 import psycopg
 
-from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting
+from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Waiting
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.reading import Reader, Step
 from helena_cli.batch.table import ForeignKey, Table, parents_first
+from helena_cli.batch.verdict import Verdict
 from helena_cli.database import position
 from helena_cli.database.catalog import Catalog
 from helena_cli.database.position import Move, Position

@@ -12,11 +12,12 @@ import psycopg
 from msgspec import Struct
 
 from helena_cli.batch import plan
-from helena_cli.batch.flush import Verdict, Waiting
+from helena_cli.batch.flush import Waiting
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.plan import Blocked, Group, Mode, Row
 from helena_cli.batch.reading import Columns, Reader, Step
 from helena_cli.batch.table import ForeignKey
+from helena_cli.batch.verdict import Verdict
 from helena_cli.database import catalog, equality, failure, statement
 from helena_cli.database.failure import Failure
 from helena_cli.database.transaction import Transaction

@@ -18,8 +18,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 import helena_cli
-from helena_cli.batch.flush import Verdict, Waiting
+from helena_cli.batch.flush import Waiting
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 from helena_cli.database import embedded
 from tests.cluster import Cluster
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from helena_cli.batch.flush import Verdict
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 from helena_cli.host.metrics import MetricsServer
 from tests import browser
 from tests.browser import Browser, Page

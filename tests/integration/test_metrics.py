@@ -18,8 +18,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg.conninfo import make_conninfo
 
-from helena_cli.batch.flush import Verdict
 from helena_cli.batch.ledger import FlushRecord
+from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import HelenaError
 from helena_cli.host.metrics import MetricsServer, discreet
 from helena_cli.runtime import Runtime

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import Struct
 
-from helena_cli.batch.flush import Outcome, Verdict, Waiting
+from helena_cli.batch.flush import Outcome, Waiting
 from helena_cli.batch.operation import encode
 from helena_cli.batch.spool import MIB, Spool
+from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import InvalidOperation
 from tests.spools import Clock, assert_law, settle
 

@@ -8,10 +8,11 @@ import pytest
 
 from helena_cli.batch import fold
 from helena_cli.batch.cycle import Cycle, Policy
-from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Verdict, Waiting
+from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Waiting
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.reading import Reading
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import SpoolUnavailable
 
 Answer = Callable[[Batch, Callable[[Operation, str], bool]], Outcome]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from helena_cli.batch import histogram, identity, salvage
-from helena_cli.batch.flush import Outcome, Verdict
+from helena_cli.batch.flush import Outcome
 from helena_cli.batch.histogram import BOUNDS, COMMIT_DELAY, FLUSH, Histogram
 from helena_cli.batch.ledger import FlushRecord
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 from tests.spools import Clock
 
 NOW = 1_700_000_000.0

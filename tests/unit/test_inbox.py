@@ -131,7 +131,7 @@ def test_what_was_accepted_for_the_original_is_a_dead_letter_of_its_copy(
 
 
 def test_a_retried_dead_letter_and_later_operations_keep_the_order_of_their_ids(spool: Spool):
-    from helena_cli.batch.flush import Verdict
+    from helena_cli.batch.verdict import Verdict
 
     first = spool.append("insert", "t", {"n": 1})
     spool.bury([Verdict(first, "23505", "no")])

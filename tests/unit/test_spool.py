@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from helena_cli.batch import identity
-from helena_cli.batch.flush import Outcome, Verdict, Waiting
+from helena_cli.batch.flush import Outcome, Waiting
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import CHUNK, MIB, Spool
 from helena_cli.batch.spoolfile import SpoolFile
+from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import ExitCode, InvalidOperation, SpoolFull, SpoolUnavailable
 from tests.spools import Clock, assert_law, fill, ids, settle
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from helena_cli.batch.flush import Verdict, Waiting
+from helena_cli.batch.flush import Waiting
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 from tests.spools import Clock, assert_law, ids, settle
 
 PAGE = 4096

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from helena_cli.batch.flush import Verdict
 from helena_cli.batch.ledger import Flusher
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.verdict import Verdict
 from tests.spools import assert_law, fill, ids, settle
 
 SPAWN = multiprocessing.get_context("spawn")
