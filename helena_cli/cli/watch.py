@@ -16,13 +16,13 @@ import typer
 from helena_cli.cli import options, render
 from helena_cli.cli.options import Common, with_common_options
 from helena_cli.errors import ExitCode, HelenaError, UsageError
-from helena_cli.settings import Settings
 
 if TYPE_CHECKING:
     from helena_cli.cli.checks import Check
     from helena_cli.database.registry import DocumentRegistry
     from helena_cli.host.signals import Signals
     from helena_cli.runtime import Runtime
+    from helena_cli.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class _Watch:
             )
         return ExitCode.PARTIAL if remaining or unfinished else ExitCode.DONE
 
-    def _places(self, settings: Settings) -> list[Path]:
+    def _places(self, settings: "Settings") -> list[Path]:
         """The folders to watch, without links. Raises UsageError."""
         named = self._paths or settings.documents.roots
         if not named:
