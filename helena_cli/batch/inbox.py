@@ -149,9 +149,11 @@ class Inbox:
     def read(self, start: int, end: int, *, limit: int, count: int = sys.maxsize) -> Content:
         """The records from `start` on: `count` or about `limit` bytes of them, and at least one."""
         size = min(end - start, limit)
-        records, length = _parse(os.pread(self._fd, size, PAGE + start), count)
+        content = os.pread(self._fd, size, PAGE + start)
+        records, length = _parse(content, count)
         if not records and size < end - start:
-            size = end - start
+            # The first one is larger than that.
+            size = min(end - start, _length(content))
             records, length = _parse(os.pread(self._fd, size, PAGE + start), count)
         if length == size or len(records) == count or (records and size < end - start):
             return Content(records, start + length, damaged=False)
@@ -276,6 +278,14 @@ def _record(identifier: int, row: Row) -> bytes:
     name = table.encode()
     rest = _FIELDS.pack(identifier, KINDS.index(kind), len(name), len(data)) + name + data
     return _CHECKSUM.pack(zlib.crc32(rest)) + rest
+
+
+def _length(content: bytes) -> int:
+    """How many bytes the first record says that it takes."""
+    if len(content) < _HEAD:
+        return LARGEST
+    _, _, name, size = _FIELDS.unpack_from(content, _CHECKSUM.size)
+    return int(_HEAD + name + size)
 
 
 def _parse(content: bytes, count: int) -> tuple[list[Record], int]:

@@ -441,3 +441,17 @@ def test_operations_of_a_table_that_has_some_in_the_tables_wait_for_those(
     while cycle.turn(force=True):
         pass
     assert [i for batch in sent(writer) for i in batch] == ids
+
+
+def test_operations_larger_than_what_is_read_at_once_go_straight_too(
+    spool: Spool, make_cycle: MakeCycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fold, "insert", None)
+    cycle, writer = make_cycle(write_all)
+    ids = [
+        spool.append("insert", "notes", {"text": "x" * size}) for size in (6_000_000, 1, 7_000_000)
+    ]
+    while cycle.turn(force=True):
+        pass
+    assert [i for batch in sent(writer) for i in batch] == ids
+    assert spool.conservation().written == 3
