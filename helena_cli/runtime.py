@@ -303,6 +303,7 @@ class Runtime:
             if known is None:
                 with connection.connect(target, application="init") as fresh:
                     self.created = schema.initialise(fresh)
+                    schema.add_inspection(fresh)
                 self._embedded_dsn = target.dsn
             return target
 

@@ -368,7 +368,9 @@ session AS MATERIALIZED (
            OR a.pid IN (SELECT pid FROM pg_stat_progress_vacuum) AS vacuums,
          CASE WHEN a.backend_start IS NULL THEN 'what it does cannot be seen'
               WHEN a.datname IS DISTINCT FROM :'target'
-                THEN concat('it works in another database, ', a.datname)
+                THEN concat('it works in another database, ',
+                            regexp_replace(encode(textsend(a.datname::text), 'escape'),
+                                           '[\u0001-\u001f\u007f]+', ' ', 'g'))
               WHEN a.backend_type <> 'client backend'
                 THEN concat('it is a background process, ', a.backend_type)
               WHEN r.rolsuper IS DISTINCT FROM false AND current_setting('is_superuser') <> 'on'
@@ -531,9 +533,18 @@ SELECT '@', 'session',
                    <= clock_timestamp() - :wait * interval '1 second'
                 OR s.xact_start <= clock_timestamp() - :long * interval '1 second'))
  UNION ALL
-SELECT '@', 'prepared', quote_literal(p.gid), NULL, NULL, NULL, NULL,
-       extract(epoch FROM clock_timestamp() - p.prepared)::bigint, NULL, p.owner, NULL, NULL
-  FROM pg_prepared_xacts p
+SELECT '@', 'prepared',
+       -- A name may hold anything: what looks like another row, or bytes of another encoding.
+       quote_literal(regexp_replace(
+           CASE WHEN d.encoding = (SELECT encoding FROM pg_database
+                                    WHERE datname = current_database())
+                THEN p.gid ELSE encode(textsend(p.gid), 'escape') END,
+           '[\u0001-\u001f\u007f]', ' ', 'g')),
+       NULL, NULL, NULL, NULL,
+       extract(epoch FROM clock_timestamp() - p.prepared)::bigint, NULL,
+       regexp_replace(encode(textsend(p.owner::text), 'escape'),
+                      '[\u0001-\u001f\u007f]+', ' ', 'g'), NULL, NULL
+  FROM pg_prepared_xacts p JOIN pg_database d ON d.datname = p.database
  WHERE p.database = :'target' AND EXISTS (SELECT FROM edge WHERE blocker = 0)
  ORDER BY 2, 9 DESC NULLS LAST"
     locked="
@@ -558,6 +569,8 @@ planned_row() {
                 "COMMIT PREPARED $2;  ROLLBACK PREPARED $2;"
             ;;
         session)
+            # It becomes part of a variable's name.
+            case $3 in '' | *[!0-9]*) return ;; esac
             about="$6 for $7 s"
             case $5 in
                 queued) about="$about, queued with others behind it" ;;
@@ -817,6 +830,8 @@ find_writers() {
         # shellcheck disable=SC2086 # It is to be split.
         set -- $line
         pid=$1
+        # It becomes part of a variable's name.
+        case $pid in '' | *[!0-9]*) continue ;; esac
         shift 2
         command_line=$*
         if [ "$pid" -ne $$ ] && words_of "$pid" "$command_line" | runs_a_writer; then

@@ -121,11 +121,13 @@ class Blockade:
 
 
 @contextmanager
-def fresh_database(server: str) -> Iterator[str]:
+def fresh_database(server: str, encoding: str = "UTF8") -> Iterator[str]:
     """An empty database on a server, dropped at the end."""
     name = f"helena_{secrets.token_hex(6)}"
     with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+        admin.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode()
+        )
         try:
             yield make_conninfo(server, dbname=name)
         finally:

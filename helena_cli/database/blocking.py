@@ -79,6 +79,14 @@ class Session(Struct, frozen=True):
         return f"pid {self.pid}" if self.gid is None else f"the prepared transaction {self.gid!r}"
 
     @property
+    def transaction_seconds(self) -> float | None:
+        """The age of its transaction."""
+        if self.seconds is None or self.state_change is None or self.xact_start is None:
+            return None
+        # `seconds` is counted from there while it idles.
+        return self.seconds + (self.state_change - self.xact_start).total_seconds()
+
+    @property
     def idle_in_transaction(self) -> bool:
         """Whether it keeps its locks and does nothing."""
         return self.state in IDLE_IN_TRANSACTION

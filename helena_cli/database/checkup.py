@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from helena_cli.database.connection import Connection, connect, slots_are_taken
+from helena_cli.database.elsewhere import PLACES
 from helena_cli.database.health import Health
 from helena_cli.database.probe import (
     NO_ANSWER,
@@ -39,10 +40,6 @@ PATIENCE = 0.7
 
 #: Seconds for what may still come although somebody is known to be in the way.
 HOPELESS = 0.3
-
-#: Databases that servers have by default.
-ELSEWHERE = ("postgres", "template1")
-
 
 TAKEN = (
     "All connections that this role may have are taken. Ask again as a superuser, for whom some "
@@ -125,7 +122,7 @@ class Checkup:
 
     def _from_elsewhere(self, deadline: float) -> Health | None:
         """What another database of the server tells in the time that is left."""
-        for place in ELSEWHERE:
+        for place in PLACES:
             left = deadline - time.monotonic()
             if self._database in (None, place) or left < 0.1:
                 continue
@@ -134,6 +131,7 @@ class Checkup:
                 return None
             self._aside = look = self._look_from(place, left)
             look.ended.wait(left)
+            # At once, or nobody could copy template1.
             look.abandon()
             if look.health is not None:
                 return look.health

@@ -136,18 +136,20 @@ class _Deed:
             "state_change": session.state_change,
             "blocks": self.action.frees > 0,
         }
-        rows = ask(self._server.connection, _SIGNAL.format(function=function), values)
+        rows = ask(self._server, _SIGNAL.format(function=function), values)
         if not rows:
             return "changed" if self._find() else "gone"
         return "" if rows[0]["sent"] else "gone"
 
     def _roll_back(self) -> str:
-        gid, connection = self.action.session.gid, self._server.connection
+        gid = self.action.session.gid
         # It runs in no transaction, so the check can only come before it.
-        if not ask(connection, _PREPARED, [gid, self.action.session.xact_start]):
+        if not ask(self._server, _PREPARED, [gid, self.action.session.xact_start]):
             return "gone"
         try:
-            connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(gid), prepare=False)
+            self._server.connection.execute(
+                sql.SQL("ROLLBACK PREPARED {}").format(gid), prepare=False
+            )
         except psycopg.Error as error:
             raise translate(error) from error
         return "rolled back"
@@ -161,7 +163,7 @@ class _Deed:
         return now != ("active", session.query_start)
 
     def _find(self) -> list[dict[str, Any]]:
-        return ask(self._server.connection, _THERE, self._identity)
+        return ask(self._server, _THERE, self._identity)
 
     @property
     def _identity(self) -> dict[str, Any]:

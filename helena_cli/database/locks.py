@@ -4,6 +4,7 @@ It is asked when the database hangs. So it connects within two seconds, to anoth
 same server if need be, and every question is bounded.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -16,20 +17,28 @@ from psycopg.rows import dict_row
 from helena_cli.database import prepared
 from helena_cli.database.blocking import Awaited, Key, Look, Session
 from helena_cli.database.connection import Connection, connect, slots_are_taken, translate
-from helena_cli.database.statement_text import without_secrets
+from helena_cli.database.elsewhere import PLACES, TEMPLATE
+from helena_cli.database.statement_text import readable, without_secrets
 from helena_cli.database.target import Target, database_name
 from helena_cli.errors import DatabaseUnreachable, HelenaError, UsageError
 
 #: Seconds. libpq takes nothing less.
 CONNECT_TIMEOUT = 2.0
 
-#: Where all sessions of a server can be seen when one database lets nobody in.
-ELSEWHERE = ("postgres", "template1")
-
 #: Seconds between two looks: what is over by then was no blockade.
 PAUSE = 0.5
 
 BOUNDS = b"SET LOCAL statement_timeout = '2s'; SET LOCAL lock_timeout = '500ms'"
+
+#: The server hands text out as it is. What a session of another database runs, or a program with an
+#: encoding of its own, need not be text here: to convert it would fail, and with it the whole look.
+_UNCONVERTED = b"SET LOCAL client_encoding = 'SQL_ASCII'"
+
+#: Characters of a statement that are read; a server may keep a million.
+_LONGEST = 10_000
+
+# It never goes back: a statement may begin with any number of comments.
+_VACUUM = re.compile(r"(?>\s+|--[^\n]*\n|/\*.*?\*/)*+vacuum\b", re.IGNORECASE | re.DOTALL)
 
 _SERVER = """
 SELECT current_database()::text AS database, pg_backend_pid() AS pid,
@@ -39,7 +48,8 @@ SELECT current_database()::text AS database, pg_backend_pid() AS pid,
 
 # One statement, so that all of it is one moment. pg_locks shows the waits to every role. The wait's
 # beginning is there from release 14 on. Names are resolved without opening anything, and only where
-# the oid means something: in this database, or below the first oid of users' objects.
+# the oid means something: in this database, or below the first oid of users' objects. A query of a
+# database of another encoding is handed on byte by byte: to cut it might fail.
 _SESSIONS = """
 WITH locks AS MATERIALIZED (SELECT * FROM pg_catalog.pg_locks),
 awaited AS (
@@ -63,12 +73,14 @@ SELECT coalesce(a.pid, w.pid) AS pid,
        a.backend_type, a.state, a.backend_start, a.xact_start, a.query_start, a.state_change,
        extract(epoch FROM clock_timestamp() - CASE WHEN a.state = 'active' THEN a.query_start
                ELSE a.state_change END)::float8 AS seconds,
-       coalesce(left(a.query, 10000), '') AS query, a.leader_pid AS leader,
+       CASE WHEN d.encoding = own.encoding THEN left(a.query, %(longest)s) ELSE a.query
+           END AS query,
+       a.leader_pid AS leader,
        coalesce(r.rolsuper, false) AS superuser,
        a.usesysid IS NOT NULL AND CASE WHEN r.rolsuper THEN me.rolsuper
            ELSE pg_has_role(a.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE')
            END AS may_end,
-       a.query ~* '^(\\s|--[^\\n]*\\n|/\\*.*?\\*/)*vacuum' OR v.pid IS NOT NULL AS vacuum,
+       v.pid IS NOT NULL AS vacuum,
        w.locktype, w.mode, w.name,
        extract(epoch FROM clock_timestamp() - coalesce(w.since, a.query_start))::float8 AS waited,
        CASE WHEN w.pid IS NOT NULL THEN pg_blocking_pids(w.pid) ELSE '{}' END AS blockers,
@@ -77,6 +89,8 @@ SELECT coalesce(a.pid, w.pid) AS pid,
   LEFT JOIN touched t ON t.pid = coalesce(a.pid, w.pid)
   LEFT JOIN pg_catalog.pg_stat_progress_vacuum v ON v.pid = a.pid
   LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid
+  LEFT JOIN pg_catalog.pg_database d ON d.oid = a.datid
+  JOIN pg_catalog.pg_database own ON own.datname = current_database()
   JOIN pg_catalog.pg_roles me ON me.rolname = current_user
  WHERE a.pid IS DISTINCT FROM pg_backend_pid()
 """
@@ -116,6 +130,9 @@ class Server(Struct, frozen=True):
     #: Whether there is a pooler in between.
     pooled: bool = False
     standby: bool = False
+    #: Where each question takes a connection of its own, for PostgreSQL copies no database that
+    #: somebody is connected to: CREATE DATABASE would fail while a person thinks.
+    visited: Target | None = None
 
 
 def reach(target: Target) -> Server:
@@ -126,7 +143,7 @@ def reach(target: Target) -> Server:
     first: HelenaError | None = None
     hurried = replace(target, connect_timeout=CONNECT_TIMEOUT)
     name = database_name(target)
-    for database in (None, *(other for other in ELSEWHERE if name and other != name)):
+    for database in (None, *(other for other in PLACES if name and other != name)):
         try:
             connection = connect(hurried, application="clear-locks", database=database)
         except DatabaseUnreachable as error:
@@ -135,6 +152,9 @@ def reach(target: Target) -> Server:
         try:
             server = _server(connection, target, None if database is None else name, first)
             look(server)
+            if database == TEMPLATE:
+                connection.close()
+                server = replace(server, visited=hurried)
             return server
         except HelenaError as error:
             # A lock on the catalogs may let us in, and stop the first question.
@@ -150,7 +170,7 @@ def reach(target: Target) -> Server:
 def _server(
     connection: Connection, target: Target, name: str | None, detour: Exception | None
 ) -> Server:
-    found = ask(connection, _SERVER, [name])[0]
+    found = _rows(connection, _SERVER, [name])[0]
     if found["oid"] is None:
         raise DatabaseUnreachable(str(detour), remedy="Mend the name of the database in the DSN.")
     return Server(
@@ -176,26 +196,44 @@ def _with_remedy(error: DatabaseUnreachable) -> DatabaseUnreachable:
     )
 
 
-def ask(connection: Connection, query: str, values: Any = None) -> list[dict[str, Any]]:
-    """The rows of one bounded question. Raises DatabaseUnreachable, DatabaseRefused."""
+def ask(
+    server: Server, query: str, values: Any = None, *, unconverted: bool = False
+) -> list[dict[str, Any]]:
+    """The rows of one bounded question. Raises DatabaseUnreachable, DatabaseRefused.
+
+    `unconverted` is for what other databases have a part in; it must have no text among its values.
+    """
+    if server.visited is None:
+        return _rows(server.connection, query, values, unconverted=unconverted)
+    with connect(server.visited, application="clear-locks", database=TEMPLATE) as connection:
+        return _rows(connection, query, values, unconverted=unconverted)
+
+
+def _rows(
+    connection: Connection, query: str, values: Any, *, unconverted: bool = False
+) -> list[dict[str, Any]]:
     try:
         with connection.transaction():
             # Not SET: a pooler would hand the session's settings to somebody else.
             connection.execute(BOUNDS)
+            if unconverted:
+                connection.execute(_UNCONVERTED)
             with connection.cursor(row_factory=dict_row) as cursor:
-                return cursor.execute(query.encode(), values, prepare=False).fetchall()
+                rows = cursor.execute(query.encode(), values, prepare=False).fetchall()
     except psycopg.Error as error:
         raise translate(error) from error
+    encoding = connection.info.parameter_status("server_encoding") or ""
+    return [{key: readable(value, encoding) for key, value in row.items()} for row in rows]
 
 
 def look(server: Server) -> Look:
     """All sessions of the database, and who blocks whom, now."""
-    values = {"database": server.oid}
-    rows = ask(server.connection, _SESSIONS, values)
+    values = {"database": server.oid, "longest": _LONGEST}
+    rows = ask(server, _SESSIONS, values, unconverted=True)
     found: list[dict[str, Any]] = []
     # It is what pg_blocking_pids says of a prepared transaction.
     if any(0 in row["blockers"] for row in rows):
-        found = ask(server.connection, prepared.QUERY, values)
+        found = ask(server, prepared.QUERY, values, unconverted=True)
     blocked = prepared.blocked(found)
     sessions = [_session(row, blocked.get(row["pid"], [])) for row in rows]
     return Look.of([*sessions, *map(prepared.session, found)])
@@ -216,7 +254,7 @@ def relations(server: Server, names: Iterable[str]) -> frozenset[int]:
     for name in names:
         schema, _, table = name.rpartition(".")
         values = {"schema": schema or None, "name": table}
-        oids = {row["oid"] for row in ask(server.connection, _RELATIONS, values)}
+        oids = {row["oid"] for row in ask(server, _RELATIONS, values)}
         if server.detour:
             # Only the catalogs have the same oids everywhere.
             oids = {oid for oid in oids if oid < 16384}
@@ -231,8 +269,14 @@ def relations(server: Server, names: Iterable[str]) -> frozenset[int]:
     return frozenset(found)
 
 
+def is_vacuum(query: str) -> bool:
+    """Whether this is a VACUUM, whatever comments stand before it."""
+    return _VACUUM.match(query) is not None
+
+
 def _session(row: dict[str, Any], prepared_blockers: Sequence[str]) -> Session:
     kind, awaits = row["locktype"], None
+    query = (row["query"] or "")[:_LONGEST]
     if kind is not None:
         awaits = Awaited(kind, row["mode"], _PLACES.get(kind, "{0}").format(row["name"] or kind))
     own: dict[str, Any] = {
@@ -241,8 +285,8 @@ def _session(row: dict[str, Any], prepared_blockers: Sequence[str]) -> Session:
     blockers: set[Key] = {pid for pid in row["blockers"] if pid} | set(prepared_blockers)
     own |= {
         "here": bool(row["here"]),
-        "query": without_secrets(row["query"]) or "",
-        "vacuum": bool(row["vacuum"]),
+        "query": without_secrets(query) or "",
+        "vacuum": row["vacuum"] or is_vacuum(query),
         "awaits": awaits,
         "blockers": frozenset(blockers),
         "relations": frozenset(row["relations"]),

@@ -20,8 +20,9 @@ STRONG = ("ShareLock", "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiv
 #: Seconds from which a session that blocks nobody is taken for a stuck one.
 LONG = 300.0
 
-#: Seconds that a session may idle which has just been freed itself.
-GRACE = 1.0
+#: Seconds that a session may idle which has just been freed itself: its program may be about to
+#: commit. Longer than one run waits, so it is for the next run to end it.
+GRACE = 10.0
 
 
 class Scope(Struct, frozen=True):
@@ -93,8 +94,9 @@ def make_plan(look: Look, scope: Scope) -> Plan:
 def follow_up(plan: Plan, done: Collection[Action], cancelled: Collection[Key]) -> Plan:
     """What of a new plan belongs to the one that was done already.
 
-    A session that was freed is at work again, and gets the time for it; unless it idles now itself.
-    Whoever was cancelled in vain is terminated.
+    A session that was freed is at work again, and gets the time for it; unless it idles now itself
+    for longer than GRACE, or in a transaction older than LONG. Whoever was cancelled in vain is
+    terminated.
     """
     acted = [action.session for action in done]
     actions: list[Action] = []
@@ -102,21 +104,34 @@ def follow_up(plan: Plan, done: Collection[Action], cancelled: Collection[Key]) 
     for action in plan.actions:
         session = action.session
         again = any(s.key == session.key and session.same_transaction(s) for s in acted)
-        idles = session.idle_in_transaction and (session.seconds or 0.0) >= GRACE
         if again and session.pid in cancelled:
             reason = f"{action.reason}; to cancel its query did not help"
             actions.append(Action(session, "terminate", reason, action.frees))
-        elif again or idles:
+        elif again or _idles_for_long(session):
             actions.append(action)
         else:
-            spared.append(
-                Spared(
-                    session,
-                    "it waited itself before, and is at work now",
-                    "Give it time; run helena clear-locks again if it does not come to an end.",
-                )
-            )
+            spared.append(_freed_just_now(session))
     return Plan(plan.look, plan.edges, tuple(actions), tuple(spared), plan.relations)
+
+
+def _idles_for_long(session: Session) -> bool:
+    age = session.transaction_seconds or 0.0
+    return session.idle_in_transaction and ((session.seconds or 0.0) >= GRACE or age >= LONG)
+
+
+def _freed_just_now(session: Session) -> Spared:
+    if session.idle_in_transaction:
+        return Spared(
+            session,
+            "it waited itself before, and may be about to commit",
+            f"Give it {GRACE:.0f} s, then type again: helena clear-locks. That ends it if it still "
+            "idles.",
+        )
+    return Spared(
+        session,
+        "it waited itself before, and is at work now",
+        "Give it time; if it does not come to an end, type again: helena clear-locks",
+    )
 
 
 class _Planner:

@@ -101,6 +101,22 @@ def initialise(connection: Connection) -> list[str]:
     return created + [f"table {name}" for name in TABLES if name not in tables]
 
 
+def add_inspection(connection: Connection) -> None:
+    """Let `status` and `clear-locks` look into the pending lists of GIN indexes.
+
+    For a database that is Helena's own. Without the extension, or when another process adds it at
+    the same moment, nothing changes.
+    """
+    present = "SELECT 1 FROM pg_extension WHERE extname = 'pgstattuple'"
+    try:
+        if connection.execute(present).fetchone() is None:
+            with connection.transaction():
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", [_LOCK_TIMEOUT])
+                connection.execute("CREATE EXTENSION IF NOT EXISTS pgstattuple")
+    except psycopg.Error as error:
+        logger.debug("no pgstattuple: %s", error)
+
+
 def target_id(connection: Connection) -> str:
     """The id of this database, made once by `initialise`.
 

@@ -121,7 +121,7 @@ def may_signal(uid: int) -> bool:
 def is_launcher(process: psutil.Process) -> bool:
     """Whether it is a script or a loop of a shell, which may start something again and again.
 
-    Not the shell in which a person sits, and no service such as sshd.
+    Not the shell in which a person sits, and no service such as sshd, or a web server in Python.
     """
     run = program(command_line(process))
     try:
@@ -131,7 +131,15 @@ def is_launcher(process: psutil.Process) -> bool:
     typed_into = run.interpreter == "shell" and not run.script and not run.text
     base = run.script.rpartition("/")[2]
     known = base in LAUNCHERS or (run.interpreter != "" and base not in SUPERVISORS)
-    return known and process.pid != 1 and not (in_use and typed_into)
+    return known and process.pid != 1 and not (in_use and typed_into) and not _serves(process)
+
+
+def _serves(process: psutil.Process) -> bool:
+    """Whether others can connect to it: then it is there for more than to start something."""
+    try:
+        return any(one.status == psutil.CONN_LISTEN for one in process.net_connections())
+    except psutil.Error:
+        return False
 
 
 #: Programs that do nothing but run another one.

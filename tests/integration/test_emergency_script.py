@@ -533,6 +533,33 @@ def test_a_prepared_transaction_is_named_with_the_commands_to_type(own_scene: Sc
     assert answer(waiter) is None
 
 
+def test_the_name_of_a_prepared_transaction_is_no_command_and_no_row(own_scene: Scene):
+    scene = own_scene
+    row = (
+        "session",
+        "cancel",
+        "1;touch pwned;",
+        "mark",
+        "holds",
+        "active",
+        "9",
+        "1",
+        "who",
+        "",
+        "",
+    )
+    name = "x" + "\x1f" * 12 + "\n@\x1f" + "\x1f".join(row)
+    scene.connect("BEGIN", LOCK, f"PREPARE TRANSACTION '{name}'", autocommit=True)
+    waiter = scene.start("SELECT count(*) FROM messages")
+    scene.wait_for_waiting(1)
+    output = scene.run("activity", "sessions", code=1)
+    assert "pwned" in output
+    assert not (scene.folder / "pwned").exists()
+    assert "pwned; cancelled" not in output
+    scene.admin.execute(f"ROLLBACK PREPARED '{name}'".encode())
+    assert answer(waiter) is None
+
+
 def test_writers_that_have_all_the_connections_are_stopped_first(own_scene: Scene):
     scene = own_scene
     dsn = scene.role()

@@ -322,3 +322,9 @@ def test_each_copy_of_the_template_is_a_database_of_its_own(helena_dsn, _templat
         connect(make_conninfo(postgres, dbname=_template)) as template,
     ):
         assert schema.target_id(copy) != schema.target_id(template)
+
+
+def test_where_pgstattuple_cannot_be_added_nothing_else_is_lost(as_role):
+    schema.add_inspection(as_role)
+    assert as_role.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    assert as_role.execute("SELECT count(*) FROM pg_extension").fetchone() == (1,)

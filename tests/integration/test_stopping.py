@@ -248,6 +248,20 @@ def test_a_loop_that_runs_other_things_too_is_named_and_left_alone(
     assert record.entries() == []
 
 
+def test_a_service_that_restarts_a_writer_is_named_and_left_alone(
+    writers: Writers, stop: Stop, record: Record
+):
+    path = writers.script("a")
+    serves = "import socket\nkept = socket.create_server(('127.0.0.1', 0))\n"
+    loop = writers.script("loop", serves + RESTARTS)
+    process = writers.run([sys.executable, loop, path], up=path)
+    report = stop("a", quiet=QUIET)
+    assert report.remaining == 1
+    assert f"pid {process.pid}, starts it again" in report.failures[0].reason
+    assert process.poll() is None
+    assert record.entries() == []
+
+
 def test_what_comes_back_from_nowhere_is_told_after_a_few_attempts(
     writers: Writers, stop: Stop, record: Record
 ):

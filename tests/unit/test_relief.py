@@ -239,10 +239,21 @@ def test_who_was_freed_gets_time_unless_it_idles_itself():
     found = follow_up(works, first.actions, ())
     assert deeds(found) == []
     assert "at work" in spared(found)[2]
-    idles = plan(session(2, seconds=2.0), session(3, 2))
+    idles = plan(session(2, seconds=11.0), session(3, 2))
     assert deeds(follow_up(idles, first.actions, ())) == [(2, "terminate", 1)]
-    pauses = plan(session(2, seconds=0.1), session(3, 2))
-    assert deeds(follow_up(pauses, first.actions, ())) == []
+    thinks = follow_up(plan(session(2, seconds=5.0), session(3, 2)), first.actions, ())
+    assert deeds(thinks) == []
+    assert "about to commit" in spared(thinks)[2]
+    assert "type again: helena clear-locks" in thinks.spared[0].remedy
+
+
+@pytest.mark.parametrize(("minutes", "ended"), [(4, []), (6, [(2, "terminate", 1)])])
+def test_an_old_transaction_that_was_freed_and_idles_gets_no_more_time(minutes: int, ended: Any):
+    first = plan(session(1), session(2, 1), session(3, 2))
+    old = session(
+        2, seconds=1.0, xact_start=MOMENT, state_change=MOMENT + timedelta(0, minutes * 60)
+    )
+    assert deeds(follow_up(plan(old, session(3, 2)), first.actions, ())) == ended
 
 
 def test_who_was_cancelled_in_vain_is_terminated():
