@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -29,8 +29,6 @@ from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 #: Seconds between two tries, at most.
 LONGEST_BACKOFF = 60.0
@@ -126,12 +124,12 @@ class Cycle:
         """What asks for a flush; with the operations where they need not go through the tables."""
         pressure = self._spool.pressure(fresh=False)
         ahead, self._ahead = self._ahead, None
-        known = ahead.result() if ahead else None
+        known = ahead.result() if ahead and not ahead.exception() else None
         if not pressure.count:
             taken = self._spool.straight(known, limit=self._limit, max_bytes=self.policy.max_bytes)
             if taken is not None:
                 return taken.pressure(self._clock()), taken
-        if pressure.count < self._limit:
+        if pressure.count < max(self._limit, self.policy.size):
             pressure = self._spool.pressure()
         return pressure, None
 
@@ -211,31 +209,31 @@ class Cycle:
 
     def _remember_nonce(self, batch: Batch) -> "Future[None]":
         """Store the nonce, and bring it to the disk while the database works."""
-        self._spool.remember_nonce(batch.nonce, batch.known_nonces)
-        return self._beside(self._spool.sync)
+        last_id = max(operation.id for operation in batch.operations)
+        self._spool.remember_nonce(batch.nonce, batch.known_nonces, last_id)
+        try:
+            return self._disk.submit(self._spool.sync)
+        except RuntimeError:
+            # The interpreter is ending and starts no work beside.
+            done: Future[None] = Future()
+            self._spool.sync()
+            done.set_result(None)
+            return done
 
     def _use_the_time(self, taken: Straight | None) -> None:
         if taken is not None and taken.more and self._ahead is None:
-            self._ahead = self._beside(lambda: self._read_ahead(taken))
+            # An interpreter that is ending starts no work beside, and has no need of it.
+            with suppress(RuntimeError):
+                self._ahead = self._disk.submit(self._read_ahead, taken)
 
     def _read_ahead(self, taken: Straight) -> Straight | None:
-        """What comes after these operations, read against its tables."""
+        """What comes after these operations, read against its tables. Nothing depends on it."""
         following = self._spool.read_ahead(
             taken, limit=self._limit, max_bytes=self.policy.max_bytes
         )
         if following is None:
             return None
         return replace(following, readings=self._writer.read_ahead(following.operations))
-
-    def _beside(self, work: Callable[[], Result]) -> "Future[Result]":
-        """Do something while the database works."""
-        try:
-            return self._disk.submit(work)
-        except RuntimeError:
-            # The interpreter is ending and starts no work beside.
-            done: Future[Result] = Future()
-            done.set_result(work())
-            return done
 
     def _seal(self, batch: Batch, outcome: Outcome) -> None:
         """Make durable, before COMMIT, what must outlive it: the nonce and the dead letters."""

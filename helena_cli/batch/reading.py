@@ -117,9 +117,9 @@ class Reader:
     def columns(self, names: Iterable[str]) -> Columns:
         """The one object for this set of columns."""
         given = frozenset(names)
-        if given not in self._by_set:
-            self._by_set[given] = Columns(self.table, given)
-        return self._by_set[given]
+        found = self._by_set.get(given)
+        # Two threads may come here: the first one's object is everybody's.
+        return found or self._by_set.setdefault(given, Columns(self.table, given))
 
     def _unknown_column(self, operation: Operation, columns: Columns) -> Verdict:
         message = f'column "{min(columns.unknown)}" of relation "{self.table.name}" does not exist'

@@ -262,10 +262,19 @@ class Spool:
         known = {name: frozenset(nonces.split()) for name, nonces in rows}
         return {table: known.get(table, frozenset()) for table in tables}
 
-    def remember_nonce(self, nonce: str, tables: Iterable[str]) -> None:
-        """Store the nonce of a flush; `sync` must follow before its COMMIT."""
+    def remember_nonce(self, nonce: str, tables: Iterable[str], last_id: int = 0) -> None:
+        """Store the nonce of a flush, and its last id; `sync` must follow before its COMMIT.
+
+        The inbox may be lost in a power cut, and with it the ids that were given out: what the
+        database has must never be given out again.
+        """
         names = list(tables)
-        self._file.transact(lambda c: lanes.remember_nonce(c, nonce, names), fresh=False)
+
+        def work(connection: sqlite3.Connection) -> None:
+            lanes.remember_nonce(connection, nonce, names)
+            connection.execute("UPDATE counters SET last_id = max(last_id, ?)", (last_id,))
+
+        self._file.transact(work, fresh=False)
 
     def sync(self) -> None:
         """Put on the disk what must outlive a COMMIT: the nonce and the dead letters."""
@@ -358,7 +367,12 @@ class Spool:
     def request_flush(self) -> int:
         """Ask the flusher, in whatever process, to write all that is queued now; its last id."""
         last = self._file.last_id()
-        self._file.transact(lambda c: _set_meta(c, "flush_through", str(last)), fresh=False)
+        # Somebody may have asked for more meanwhile.
+        statement = (
+            "INSERT INTO meta VALUES ('flush_through', ?1) ON CONFLICT (key) DO UPDATE"
+            " SET value = CAST(max(CAST(value AS INTEGER), ?1) AS TEXT)"
+        )
+        self._file.transact(lambda c: c.execute(statement, (last,)), fresh=False)
         return last
 
     def is_settled(self, through: int) -> bool:

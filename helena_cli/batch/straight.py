@@ -80,6 +80,9 @@ def look(
     known = ahead.operations if ahead and _is_current(ahead, inbox, start, limit) else ()
     at = ahead.end if ahead and known else start
     rest = read(inbox, at, limit=limit - len(known), max_bytes=max_bytes - (at - start))
+    if rest is not None and known and rest.end - start > max_bytes:
+        # A single one is read whatever its size.
+        rest = Straight((), at, at, more=True)
     if rest is None or inbox.owner() != identity.spool_id(connection):
         return None
     operations = known + rest.operations
@@ -88,7 +91,7 @@ def look(
     ).fetchone()
     if operations[0].id <= folded:
         return None
-    if not _busy_lanes(connection).isdisjoint(operation.table for operation in operations):
+    if not _busy_tables(connection).isdisjoint(_bare(operation.table) for operation in operations):
         return None
     readings = ahead.readings if ahead and known else {}
     return Straight(operations, start, rest.end, rest.more, int(asked or 0), readings)
@@ -130,7 +133,12 @@ def _operation(record: Record) -> Operation:
     return Operation(record.id, cast("Kind", record.kind), record.table, record.data)
 
 
-def _busy_lanes(connection: sqlite3.Connection) -> set[str]:
-    """The tables that have something queued, or a reason to wait."""
+def _busy_tables(connection: sqlite3.Connection) -> set[str]:
+    """The tables that have something queued, or a reason to wait, by their bare names."""
     query = "SELECT name FROM lanes WHERE reason IS NOT NULL OR inserts + updates + messages > 0"
-    return {name for (name,) in connection.execute(query).fetchall()}
+    return {_bare(name) for (name,) in connection.execute(query).fetchall()}
+
+
+def _bare(table: str) -> str:
+    """Two lanes may mean one table, and only the database knows; this is never too narrow."""
+    return table.rpartition(".")[2]

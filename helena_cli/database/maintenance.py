@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a list may still take to be emptied when Helena ends, and a server to be told.
 PATIENCE = 0.5
+TRIES = 4
 
 #: Seconds before an index that belongs to somebody else is tried again.
 REFUSED_FOR = 3600.0
@@ -56,35 +57,44 @@ class Maintenance:
         self._clock = clock
         self._connection: Connection | None = None
         self._running = threading.Lock()
-        self._closing = False
+        self._closed = False
         #: Index → when it was refused.
         self._refused: dict[int, float] = {}
 
     def run(self, tables: Iterable[str]) -> None:
         """Empty the lists of all GIN indexes of these tables, as far as that is allowed."""
         with self._running:
+            if self._closed:
+                return
             try:
                 if self._connection is None or self._connection.closed:
                     self._connection = self._connect()
                 for oid, name in self._indexes(self._connection, tables):
-                    if self._closing:
+                    if self._closed:
                         return
                     self._clean(self._connection, oid, name)
             except (psycopg.Error, HelenaError) as error:
-                if not self._closing:
+                if not self._closed:
                     log.warning("the pending lists were not emptied: %s", error)
                 self._disconnect()
+            finally:
+                # Who closed may have given up waiting.
+                if self._closed:
+                    self._disconnect()
 
     def close(self) -> None:
-        """Close the connection; what is being done on it is given up."""
-        self._closing = True
-        while not self._running.acquire(timeout=PATIENCE):
+        """Close the connection for good; what is being done on it is given up.
+
+        A server that does not even answer that is left to the thread that waits for it.
+        """
+        self._closed = True
+        for _ in range(TRIES):
+            if self._running.acquire(timeout=PATIENCE):
+                self._disconnect()
+                self._running.release()
+                return
             self._cancel()
-        try:
-            self._disconnect()
-        finally:
-            self._closing = False
-            self._running.release()
+        log.warning("the server does not answer: its connection is closed later")
 
     def _cancel(self) -> None:
         connection = self._connection
