@@ -206,6 +206,20 @@ class Runtime:
         """Whether some process of this host holds the lease now."""
         return self._lease("lease").held_by_anyone()
 
+    @contextmanager
+    def no_flusher(self) -> Iterator[None]:
+        """While this lasts no process of this host writes. Raises HelenaError when one does."""
+        lease = self._lease("lease")
+        if not lease.acquire():
+            raise HelenaError(
+                "A process of this host is writing this queue.",
+                remedy="End it first; helena status names it.",
+            )
+        try:
+            yield
+        finally:
+            lease.release()
+
     def become_flusher(self) -> None:
         """Make sure that no other process writes until this one ends.
 

@@ -8,7 +8,7 @@ import typer
 
 from helena_cli.cli import render
 from helena_cli.cli.options import Common, Yes, with_common_options
-from helena_cli.errors import ConfigurationError, ExitCode, HelenaError, UsageError
+from helena_cli.errors import ConfigurationError, ExitCode, UsageError
 
 Print = Annotated[
     bool, typer.Option("--print", help="Print the SQL for somebody else to run, and do nothing.")
@@ -83,12 +83,8 @@ def _print_sql(common: Common) -> ExitCode:
 def _renew_spool(common: Common, *, yes: bool) -> ExitCode:
     from helena_cli.runtime import Runtime
 
-    with Runtime(common.settings()) as runtime:
-        if runtime.flusher_running():
-            raise HelenaError(
-                "A process of this host is writing this queue.",
-                remedy="End it first; helena status names it.",
-            )
+    # The person may think for long, and nobody may begin to write meanwhile.
+    with Runtime(common.settings()) as runtime, runtime.no_flusher():
         queued = runtime.spool.queue().total
         count = render.many(queued, "queued operation")
         if queued:

@@ -627,3 +627,12 @@ def test_connections_say_who_they_are(host: Host, helena_dsn: str):
         with psycopg.connect(helena_dsn) as connection:
             names = {name for (name,) in connection.execute(query)}
     assert "helena flush" in names
+
+
+def test_nobody_begins_to_write_while_the_spool_is_being_renewed(host: Host):
+    with host.runtime() as person, host.runtime() as script:
+        with person.no_flusher():
+            script.engine.add_operation("insert", "numbers", {"n": 0})
+            assert not script.engine.flush(1.0)
+        assert script.engine.flush(60)
+    host.assert_written_once(1)
