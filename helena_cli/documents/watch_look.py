@@ -86,7 +86,10 @@ class Looker:
             self.problems.note(target.key, error)
             self._defer(target, allow_missing=allow_missing)
             return False
-        self.problems.clear(target.key)
+        # Another part of it may still be waiting for the database.
+        base = str(target.folder)
+        if not any(f"{path}{os.sep}".startswith(f"{base}{os.sep}") for path in self.deferred):
+            self.problems.clear(target.key)
         self._hear(target, report)
         return True
 

@@ -543,7 +543,7 @@ def test_a_turn_that_fails_does_not_end_the_watching(watching: Watching, monkeyp
 
 
 def test_a_deletion_waits_for_the_database_and_everything_else_goes_on(
-    proxy, helena_dsn: str, state_dir: Path, tmp_path: Path
+    proxy, helena_dsn: str, state_dir: Path, tmp_path: Path, caplog
 ):
     folder = tmp_path / "docs"
     folder.mkdir()
@@ -559,6 +559,10 @@ def test_a_deletion_waits_for_the_database_and_everything_else_goes_on(
         runtime = watching._made[0][1]
         wait_until(lambda: runtime.spool.queue().total >= 50, "they are queued without it")
         wait_until(lambda: watcher.state().failure, "what waits is said")
+        watching.write("later.md")
+        wait_until(lambda: runtime.spool.queue().total >= 51, "one more is queued")
+        assert watcher.state().failure
+        assert "that is over" not in caplog.text
         proxy.start()
         watching.wait_for_disk()
         wait_until(lambda: watcher.state().failure is None, "it is over")
