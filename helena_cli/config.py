@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -71,7 +72,7 @@ Source = tuple[str, str, Any, str]
 def _find_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The first configuration file: the one named must exist, the usual places need not."""
     if named is None and environ.get("HELENA_CONFIG"):
-        named = Path(environ["HELENA_CONFIG"]).expanduser()
+        named = _at_home(environ["HELENA_CONFIG"], "HELENA_CONFIG")
     if named is not None:
         return named.absolute()
     usual = (Path("helena.toml"), platformdirs.user_config_path("helena") / "helena.toml")
@@ -81,7 +82,7 @@ def _find_file(named: Path | None, environ: Mapping[str, str]) -> Path | None:
 
 def file_to_write(named: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """Where a new configuration file goes, so that the next command in this folder reads it."""
-    path = named or Path(environ.get("HELENA_CONFIG") or "helena.toml").expanduser()
+    path = named or _at_home(environ.get("HELENA_CONFIG") or "helena.toml", "HELENA_CONFIG")
     return path.absolute()
 
 
@@ -93,7 +94,8 @@ def _from_file(path: Path) -> Iterator[Source]:
             f"The configuration file {path} cannot be read: {error.strerror}.",
             remedy="Check --config and HELENA_CONFIG, or write one: helena init --write-config.",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # A number of five thousand digits is a ValueError of another kind.
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{path} is not valid TOML: {error}.",
             remedy="Mend that line; config.example.toml shows every key.",
@@ -167,19 +169,35 @@ def _convert(section: str, key: str, value: Any, origin: str, *, text: bool = Fa
             remedy=f"Known keys of [{section}]: {', '.join(fields)}.{_meant(key, fields)}",
         )
     kind = fields[key].type
+    if any("\0" in part for part in _texts(value)):
+        raise ConfigurationError(
+            f"{origin}: [{section}] {key} contains a NUL character.",
+            remedy="Remove it: no path, name or address may have one.",
+        )
     try:
         if text and key == "rules":
             return msgspec.json.decode(value, type=Rules)
         if text and isinstance(fields[key].default, tuple):
             value = [part.strip() for part in value.split(",") if part.strip()]
         return msgspec.convert(value, kind, strict=not text)
-    except msgspec.MsgspecError as error:
+    # A variable may hold bytes that are no text.
+    except (msgspec.MsgspecError, UnicodeEncodeError) as error:
         # A DSN is never repeated: it may hold a password.
-        shown = "" if key.endswith("dsn") else f" = {_shorten(repr(value))}"
+        shown = "" if key.endswith("dsn") else f" = {_shorten(value)}"
         raise ConfigurationError(
             f"{origin}: [{section}] {key}{shown}: {_plainly(str(error))}.",
             remedy="config.example.toml shows every key with its default and its meaning.",
         ) from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_texts, (*value.keys(), *value.values())))
+    elif isinstance(value, list | tuple):
+        yield from chain.from_iterable(map(_texts, value))
 
 
 _WORDS = {
@@ -203,7 +221,12 @@ def _plainly(complaint: str) -> str:
     return re.sub(r" - at `\$\.?(.+)`$", r", at \1", named[:1].lower() + named[1:])
 
 
-def _shorten(text: str, limit: int = 60) -> str:
+def _shorten(value: Any, limit: int = 60) -> str:
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python prints no number of five thousand digits.
+        return "…"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -213,7 +236,8 @@ def _absolute_roots(
     if "roots" not in documents:
         return {}
     base = _base(origins["documents.roots"], config_file)
-    return {"roots": tuple(_absolute(root, base) for root in documents["roots"])}
+    origin = origins["documents.roots"]
+    return {"roots": tuple(_absolute(root, base, origin) for root in documents["roots"])}
 
 
 def _absolute_pending(
@@ -224,6 +248,7 @@ def _absolute_pending(
         key: _absolute(
             pending.get(key, getattr(defaults, key)),
             _base(origins.get(f"pending.{key}", str(config_file)), config_file),
+            origins.get(f"pending.{key}", "the default"),
         )
         for key in ("operations", "tasks", "backlog")
     }
@@ -234,8 +259,19 @@ def _base(origin: str, config_file: Path | None) -> Path:
     return config_file.parent if config_file is not None and origin == str(config_file) else Path()
 
 
-def _absolute(path: str, base: Path) -> str:
-    return os.path.abspath(base / Path(path).expanduser())
+def _absolute(path: str, base: Path, origin: str) -> str:
+    return os.path.abspath(base / _at_home(path, origin))
+
+
+def _at_home(path: str, origin: str) -> Path:
+    """The path with ~ and ~name replaced. Raises ConfigurationError for an unknown name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"{path!r} (from {origin}) begins with the home directory of an unknown user.",
+            remedy="Write the whole path.",
+        ) from error
 
 
 def _choose_dsn(
@@ -253,8 +289,9 @@ def _choose_dsn(
 
 def _state_dir(environ: Mapping[str, str]) -> Path:
     named = environ.get("HELENA_STATE_DIR")
-    path = Path(named).expanduser() if named else platformdirs.user_state_path("helena")
-    return path.absolute()
+    if named:
+        return _at_home(named, "HELENA_STATE_DIR").absolute()
+    return platformdirs.user_state_path("helena").absolute()
 
 
 def take(*names: str, environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
@@ -311,7 +348,7 @@ def _check(settings: Settings) -> None:
     for place, pattern in _patterns(settings.documents.rules):
         try:
             re.compile(pattern)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigurationError(
                 f"[documents.rules] {place}: {pattern!r} is not a regular expression: {error}.",
                 remedy="Mend the pattern; it follows Python's re syntax.",
@@ -330,10 +367,11 @@ def has_password(dsn: str) -> bool:
     """Whether a DSN, as a URI or as key=value pairs, carries a password of any kind."""
     scheme, uri, rest = dsn.partition("://")
     if not uri or "=" in scheme:
-        return bool(re.search(r"(?i)\b(ssl)?password\s*=", dsn))
+        return bool(re.search(r"(?i)(?:\b(?:ssl)?password|_secret|scram_\w+_key)\s*=", dsn))
     # libpq reads "user:password@" up to the first "@", and a password may hold "#" and "?", where
     # urlsplit would end the host. The port of "host:5432/db?…" is no password.
     if re.match(r"[^@/]*:[^@/]+@", rest) or re.match(r"[^@/]*:(?!\d*/)[^@]+@", rest):
         return True
     _, _, query = rest.partition("?")
-    return any("password" in key.lower() for key, _ in parse_qsl(query, keep_blank_values=True))
+    keys = [key.lower() for key, _ in parse_qsl(query, keep_blank_values=True)]
+    return any(re.search("password|_secret|scram_.+_key", key) for key in keys)

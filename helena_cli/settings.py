@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 #: A year at most: "inf" would be a number too, and no timer can wait for it.
 Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
 Interval = Annotated[float, Meta(gt=0, le=31_536_000)]
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
 MIB = 1024 * 1024
 

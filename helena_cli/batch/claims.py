@@ -141,6 +141,10 @@ class Claims:
         self._read[claimed.name] = _looks(status)
         return content
 
+    def written_ns(self, claimed: Claimed) -> int:
+        """When what `read` returned was written: by its descriptor, as the path may be gone."""
+        return self._read[claimed.name][-1]
+
     def done(self, claimed: Claimed) -> None:
         """Move it to `done/`, under a name of its own. Raises HelenaError."""
         self._settle(claimed, DONE)
@@ -277,7 +281,11 @@ class Claims:
             name = self._free_name(claimed.name, place)
             if reason is not None:
                 _write(name + REASON, reason, folder, status.st_mode)
-            os.rename(claimed.name, name, src_dir_fd=self._fds[PROCESSING], dst_dir_fd=folder)
+            try:
+                os.rename(claimed.name, name, src_dir_fd=self._fds[PROCESSING], dst_dir_fd=folder)
+            except FileNotFoundError:
+                # Somebody took it in this very moment: that must not stop the others.
+                log.warning("%s is gone", claimed.path)
         self._open.pop(claimed.name, None)
 
     def _free_name(self, name: str, place: str) -> str:

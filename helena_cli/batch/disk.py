@@ -1,5 +1,6 @@
 """What a path lies on. A spool must not lie on the network: SQLite needs a local disk."""
 
+import stat
 from pathlib import Path
 
 import psutil
@@ -34,4 +35,15 @@ def refuse_network(path: Path) -> None:
         raise SpoolUnavailable(
             f"The state directory {path} lies on a network file system ({kind}).",
             remedy="SQLite is not safe there. Set HELENA_STATE_DIR to a directory on a local disk.",
+        )
+
+
+def refuse_shared(path: Path) -> None:
+    """Raise SpoolUnavailable when anybody may put other files in the place of ours."""
+    mode = path.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise SpoolUnavailable(
+            f"Every user of this machine may change the files of the state directory {path}.",
+            remedy=f"Make it private: chmod 700 {path}; or set HELENA_STATE_DIR to a folder below "
+            "it, which Helena makes as it should be.",
         )

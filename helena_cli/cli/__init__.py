@@ -23,6 +23,7 @@ from helena_cli.cli import (
     init,
     options,
     process_pending,
+    render,
     service,
     status,
     stop_realtime,
@@ -121,8 +122,8 @@ def report(error: HelenaError) -> None:
         # The driver's errors go on with the statement and a mark below it.
         reason = str(cause).strip().partition("\n")[0]
         if reason and reason not in str(error):
-            print(f"  because: {reason}", file=sys.stderr)
-    print(f"  what to do: {error.remedy}", file=sys.stderr)
+            render.say(f"  because: {reason}")
+    render.say(f"  what to do: {error.remedy}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -133,7 +134,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _say(text: str) -> None:
-    print(f"helena: {text}", file=sys.stderr)
+    render.say(f"helena: {text}")
 
 
 class _StderrHandler(logging.Handler):
@@ -142,7 +143,7 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # With -v for whoever looks for a cause, else for whoever just wants the result.
         verbose = options.PACKAGE_LOG.isEnabledFor(logging.DEBUG)
-        print(self.format(record) if verbose else f"helena: {record.getMessage()}", file=sys.stderr)
+        render.say(self.format(record) if verbose else f"helena: {record.getMessage()}")
 
 
 def _prepare_streams() -> None:

@@ -33,7 +33,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def say(text: str) -> None:
     """A line for the person, on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def instant(seconds: float | None) -> str | None:
@@ -52,6 +52,11 @@ def plain(value: object) -> str:
     """Text on one line, without characters that move the cursor or turn the direction."""
     text = "" if value is None else str(value)
     return _MOVES_CURSOR.sub("", _BREAKS_LINE.sub(" ", text))
+
+
+def visible(text: str) -> str:
+    """The text with its lines and tabs, and nothing else that moves the cursor."""
+    return _MOVES_CURSOR.sub(lambda match: match[0] if match[0] in "\n\t" else "", text)
 
 
 _BREAKS_LINE = re.compile(r"\s*[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]\s*")

@@ -62,7 +62,7 @@ def resolve(settings: Settings) -> Target:
         dsn=database.dsn,
         label=_label(given),
         key=_key(given),
-        connect_timeout=float(timeout) if timeout.isdigit() else database.connect_timeout,
+        connect_timeout=float(timeout) if _is_number(timeout) else database.connect_timeout,
     )
 
 
@@ -99,6 +99,9 @@ def resolve_direct(settings: Settings) -> Target:
 
 def _parse(dsn: str, origin: str) -> dict[str, str]:
     """The parameters of a DSN. An error repeats no part of it: any part may be a password."""
+    if re.search("[\0\ud800-\udfff]", dsn):
+        # libpq reads no further than a NUL; bytes of a variable that are not UTF-8 are no text.
+        raise _malformed(origin, "it has a NUL character, or a byte that is not UTF-8")
     try:
         given = {key: str(value) for key, value in conninfo_to_dict(dsn).items() if value}
     except psycopg.Error as error:
@@ -106,7 +109,7 @@ def _parse(dsn: str, origin: str) -> dict[str, str]:
         reason = re.sub(r'\s*".*"', " …", str(error).strip(), flags=re.DOTALL)
         raise _malformed(origin, reason) from None
     hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
-    if not all(port.isdigit() and 0 < int(port) < 65536 for port in ports if port):
+    if not all(_is_number(port) and 0 < int(port) < 65536 for port in ports if port):
         raise _malformed(origin, "the port is not a number from 1 to 65535")
     if len(ports) not in (1, len(hosts)):
         raise _malformed(origin, f"{len(hosts)} hosts, but {len(ports)} ports")
@@ -115,6 +118,11 @@ def _parse(dsn: str, origin: str) -> dict[str, str]:
     if in_name or any("@" in host[1:] for host in hosts):
         raise _malformed(origin, "it has an @ too many")
     return given
+
+
+def _is_number(text: str) -> bool:
+    """Not str.isdigit, for which a superscript is a digit too."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None
 
 
 def _malformed(origin: str, reason: str) -> ConfigurationError:

@@ -1,6 +1,5 @@
 """The JSON files of one folder, each claimed, read and put away once."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -9,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from helena_cli.batch.claims import PROCESSING, Claimed, Claims, Unusable
+from helena_cli.batch.claims import Claimed, Claims, Unusable
 from helena_cli.batch.intake import read_object
 from helena_cli.documents.outbox import Failure
 from helena_cli.documents.scan import escape
@@ -146,8 +145,7 @@ class JsonFiles:
     def _content(self, file: Claimed) -> Content | None:
         """None when it is incomplete. Raises Unusable."""
         text = self._claims.read(file, self._max_bytes)
-        path = file.path if self._dry_run else self.folder / PROCESSING / file.name
-        written_ns = os.lstat(path).st_mtime_ns
+        written_ns = self._claims.written_ns(file)
         # The time too: a file of the same name and content that is written later is another one.
         digest = f"{sha256(text).hexdigest()} {written_ns}"
         try:

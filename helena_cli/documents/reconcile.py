@@ -202,7 +202,12 @@ class _Run:
             self._count(found, unchanged=True)
             return
         try:
-            source = scan.read(found, target.namespace, max_bytes=self._settings.max_bytes)
+            source = scan.read(
+                found,
+                target.namespace,
+                max_bytes=self._settings.max_bytes,
+                inside=target.folder,
+            )
         except OSError as error:
             self._unreadable += 1
             self._count(found)

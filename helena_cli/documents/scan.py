@@ -25,6 +25,10 @@ IGNORE_FILE = ".helenaignore"
 #: What the old programs leave behind is no document, wherever it lies.
 PENDING = ("helena_batch_pending/", "helena_tasks/", "**/sql/realtime_updates/")
 
+#: What a star of gitignore becomes; each "any folders" multiplies the time by their number.
+_STAR = "[^/]*"
+_MAX_DOUBLE_STARS = 2
+
 #: Divides TEXT_BYTES. Bytes.
 _CHUNK = 256 * 1024
 #: A pipe in place of a file must not block, a link in its place must not lead elsewhere.
@@ -97,9 +101,10 @@ class Filter:
         """Raises ConfigurationError for a pattern that is none, or an ignore file that cannot be
         read: what it hides must not be published by accident."""
         self._extensions = tuple(extension.lower() for extension in settings.extensions)
-        configured = _spec((*PENDING, *settings.ignore), "[documents] ignore")
-        own = _spec(_ignore_lines(root), str(root / IGNORE_FILE))
-        self._ignored = configured + own
+        configured, own = (*PENDING, *settings.ignore), _ignore_lines(root)
+        _check_patterns(configured, "[documents] ignore")
+        _check_patterns(own, str(root / IGNORE_FILE))
+        self._ignored = _compiled([*configured, *own])
 
     def is_document(self, name: str) -> bool:
         """Whether a file of this name would be indexed."""
@@ -131,16 +136,37 @@ def _ignore_lines(root: Path) -> Sequence[str]:
     return [line.rstrip("\r") for line in text.split("\n")]
 
 
-def _spec(lines: Sequence[str], place: str) -> pathspec.GitIgnoreSpec:
+def _check_patterns(lines: Sequence[str], place: str) -> None:
     for number, line in enumerate(lines, 1):
         try:
-            pathspec.GitIgnoreSpec.from_lines([line])
-        except (ValueError, re.error) as error:
+            _compiled([line])
+        except (ValueError, re.error, OverflowError) as error:
             raise ConfigurationError(
                 f"{place}: pattern {number}, {line!r}, is not a gitignore pattern: {error}.",
                 remedy="Mend or remove it; the syntax is that of .gitignore.",
             ) from error
-    return pathspec.GitIgnoreSpec.from_lines(lines)
+
+
+def _compiled(lines: Sequence[str]) -> pathspec.GitIgnoreSpec:
+    """Patterns that no path keeps busy for long. Raises ValueError, re.error, OverflowError."""
+    spec = pathspec.GitIgnoreSpec.from_lines(lines)
+    for pattern in spec.patterns:
+        if isinstance(pattern, pathspec.RegexPattern) and pattern.regex is not None:
+            # The engine that matches, when it is Python's own, reads it anew each time.
+            pattern.regex = re.compile(_without_retries(str(pattern.regex.pattern)))
+    return spec
+
+
+def _without_retries(regex: str) -> str:
+    """The same, but a star that is followed by another one in its part of the path stays where it
+    fitted first: to move it could not help the next one, and tried in vain takes for ever."""
+    if regex.count(".+") > _MAX_DOUBLE_STARS:
+        raise ValueError(f"it goes through more than {_MAX_DOUBLE_STARS} times any folders")
+    first, *pieces = regex.split(_STAR)
+    for at, piece in enumerate(pieces[:-1]):
+        within = "/" not in piece.replace("[^/]", "")
+        pieces[at] = f"(?>{_STAR}?{piece})" if within else _STAR + piece
+    return first + "".join(pieces[:-1]) + "".join(_STAR + piece for piece in pieces[-1:])
 
 
 def walk(
@@ -210,14 +236,17 @@ def _document(
         yield Found(file, escape(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
 
 
-def read(found: Found, namespace: str, *, max_bytes: int) -> Source | None:
+def read(
+    found: Found, namespace: str, *, max_bytes: int, inside: str | Path = "/"
+) -> Source | None:
     """Read a document in bounded memory; None when it vanished or is no regular file any more.
 
-    A file of more than `max_bytes` is only hashed. Raises OSError when it cannot be read.
+    A file of more than `max_bytes` is only hashed. Below `inside` no link is followed. Raises
+    OSError when it cannot be read.
     """
     read_ns = time.time_ns()
     try:
-        descriptor = os.open(found.file, _OPEN_FLAGS)
+        descriptor = _open(found.file, str(inside))
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -237,6 +266,23 @@ def read(found: Found, namespace: str, *, max_bytes: int) -> Source | None:
         changed_ns=facts.st_ctime_ns,
         read_ns=read_ns,
     )
+
+
+def _open(file: str, inside: str) -> int:
+    """Open folder by folder: since it was found, one of them may have become a link elsewhere."""
+    if not hasattr(os, "O_PATH"):
+        return os.open(file, _OPEN_FLAGS)
+    *folders, name = os.path.relpath(file, inside).split("/")
+    at = os.open(inside, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder in folders:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(folder, flags, dir_fd=at)
+            os.close(at)
+            at = below
+        return os.open(name, _OPEN_FLAGS, dir_fd=at)
+    finally:
+        os.close(at)
 
 
 def _content(descriptor: int, size: int, max_bytes: int) -> tuple[bytes, int, str]:

@@ -5,7 +5,7 @@ already is found unchanged.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,14 @@ class Tasks:
     ) -> DocumentSettings:
         """Refuse tasks whose documents would be passed over; the settings to index the others with.
 
-        A document outside of every root and of the `places` that are indexed too would make a root
-        of its own folder. One below the base belongs to the first folder on its way instead, as if
-        that had been named. Raises ConfigurationError as `place` does.
+        One outside of every root, of the `places` that are indexed too and of the base is refused:
+        whoever may leave tasks may not publish what else can be read here. One below the base
+        belongs to the first folder on its way, as if that had been named. Raises ConfigurationError
+        as `place` does.
         """
         roots = {Path(unescape(folder)) for _, folder in known}
         roots |= {Path(os.path.realpath(path)) for path in (*map(Path, settings.roots), *places)}
+        self._refuse_outsiders({*roots, self._base})
         new = {self._root_of(path) for path in self.documents if roots.isdisjoint(path.parents)}
         extended = replace(settings, roots=(*settings.roots, *sorted(new)))
         filters: dict[Path, Filter] = {}
@@ -96,6 +98,15 @@ class Tasks:
         self._tasks = []
         return sum((queue.report() for queue in self._queues), PendingReport())
 
+    def _refuse_outsiders(self, folders: Collection[Path]) -> None:
+        tasks, self._tasks = self._tasks, []
+        for queue, file, path in tasks:
+            if any(folder in path.parents or folder == path for folder in folders):
+                self._tasks.append((queue, file, path))
+            else:
+                reason = "lies in no folder that is indexed; helena process-pending FOLDER adds it"
+                queue.fail(file, f"{_shown(path)} {reason}")
+
     def _take(self, queue: JsonFiles, file: Claimed, values: Mapping[str, Any]) -> None:
         named = values.get("file_path")
         if not isinstance(named, str) or not named.strip() or "\0" in named:
@@ -110,8 +121,6 @@ class Tasks:
             queue.fail(file, f"file_path: there is no file {_shown(path)}")
 
     def _root_of(self, path: Path) -> str:
-        if self._base not in path.parents:
-            return str(path.parent)
         first, *rest = path.relative_to(self._base).parts
         return str(self._base / first if rest else self._base)
 
