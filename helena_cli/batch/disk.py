@@ -1,11 +1,14 @@
 """What a path lies on. A spool must not lie on the network: SQLite needs a local disk."""
 
+import logging
 import stat
 from pathlib import Path
 
 import psutil
 
 from helena_cli.errors import SpoolUnavailable
+
+log = logging.getLogger(__name__)
 
 #: File systems on which SQLite's WAL and file locks cannot be relied upon.
 NETWORK_FILE_SYSTEMS = frozenset(
@@ -38,12 +41,8 @@ def refuse_network(path: Path) -> None:
         )
 
 
-def refuse_shared(path: Path) -> None:
-    """Raise SpoolUnavailable when anybody may put other files in the place of ours."""
+def warn_if_shared(path: Path) -> None:
+    """Say it when anybody may put other files in the place of ours."""
     mode = path.stat().st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise SpoolUnavailable(
-            f"Every user of this machine may change the files of the state directory {path}.",
-            remedy=f"Make it private: chmod 700 {path}; or set HELENA_STATE_DIR to a folder below "
-            "it, which Helena makes as it should be.",
-        )
+        log.warning("every user may change the state directory %s: chmod 700 %s", path, path)

@@ -286,14 +286,13 @@ def test_state_directory_is_private_whatever_the_umask(
     assert not [name for name in loose if not name.endswith((".target", ".alias"))]
 
 
-def test_state_directory_that_everybody_may_change_is_refused(
+def test_of_a_state_directory_that_everybody_may_change_one_is_warned(
     tmp_path: Path, state_dir: Path, helena_dsn: str
 ):
     state_dir.chmod(0o777)
     result = Program(tmp_path, state_dir, helena_dsn).run("process-pending")
-    assert result.returncode == 3
+    assert result.returncode == 0
     assert b"chmod 700" in result.stderr
-    assert list(state_dir.iterdir()) == []
 
 
 @contextlib.contextmanager
