@@ -11,7 +11,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
@@ -129,7 +129,8 @@ class Cycle:
             taken = self._spool.straight(known, limit=self._limit, max_bytes=self.policy.max_bytes)
             if taken is not None:
                 return taken.pressure(self._clock()), taken
-        if pressure.count < max(self._limit, self.policy.size):
+        if pressure.count < self.policy.size:
+            # They count together. With more in the tables these are due, and leave the way free.
             pressure = self._spool.pressure()
         return pressure, None
 
@@ -186,9 +187,8 @@ class Cycle:
     def _write(self, batch: Batch, taken: Straight | None) -> Outcome:
         """Write a batch. Raises FlushFailed."""
         try:
-            # Otherwise `_seal` does it: a spool remembers few nonces, and processes that never get
-            # as far as COMMIT must not push out the one that is in the database.
-            self._syncing = self._remember_nonce(batch) if self._flowing else None
+            early = self._is_smooth(batch)
+            self._syncing = self._remember_nonce(batch, batch.known_nonces) if early else None
             return self._writer.write(
                 batch,
                 hold=self._hold,
@@ -207,10 +207,20 @@ class Cycle:
             return False
         return age < self.policy.hold_at_least or self._spool.has_unsettled(parent)
 
-    def _remember_nonce(self, batch: Batch) -> "Future[None]":
+    def _is_smooth(self, batch: Batch) -> bool:
+        """Whether the nonce may be stored beforehand.
+
+        A spool remembers few: those of flushes that never move a position must not push out the one
+        that is in the database. So where there are several already, `_seal` does it.
+        """
+        return self._flowing and all(len(known) < 3 for known in batch.known_nonces.values())
+
+    def _remember_nonce(
+        self, batch: Batch, tables: Iterable[str], found: Mapping[str, str] | None = None
+    ) -> "Future[None]":
         """Store the nonce, and bring it to the disk while the database works."""
         last_id = max(operation.id for operation in batch.operations)
-        self._spool.remember_nonce(batch.nonce, batch.known_nonces, last_id)
+        self._spool.remember_nonce(batch.nonce, tables, last_id, found)
         try:
             return self._disk.submit(self._spool.sync)
         except RuntimeError:
@@ -237,7 +247,8 @@ class Cycle:
 
     def _seal(self, batch: Batch, outcome: Outcome) -> None:
         """Make durable, before COMMIT, what must outlive it: the nonce and the dead letters."""
-        (self._syncing or self._remember_nonce(batch)).result()
+        moved, found = outcome.settled_tables, outcome.nonces
+        (self._syncing or self._remember_nonce(batch, moved, found)).result()
         if outcome.dead:
             self._spool.bury(outcome.dead)
             self._spool.sync()

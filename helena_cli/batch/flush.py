@@ -57,6 +57,8 @@ class Outcome(Struct, frozen=True):
     waiting: Mapping[str, Waiting] = {}
     #: Tables whose lanes moved.
     settled_tables: frozenset[str] = frozenset()
+    #: Table → the nonce that its position row had before this flush.
+    nonces: Mapping[str, str] = {}
     #: Rows sent to the server.
     rows: int = 0
 

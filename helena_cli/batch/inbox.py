@@ -10,6 +10,7 @@ word, so that a death never leaves half of a change) and the last id. A record t
 a record which SQLite has already is known by its id.
 """
 
+import errno
 import fcntl
 import logging
 import mmap
@@ -50,6 +51,13 @@ _HEAD = _CHECKSUM.size + _FIELDS.size
 #: The bounds are 32 bits wide each.
 LARGEST = 2**32 - 1 - PAGE
 
+#: Bytes that a growing inbox leaves free on its disk: without room for a few pages of its own
+#: SQLite could not note what was written, and a disk that the inbox has filled would stay full.
+RESERVE = 1024 * 1024
+
+#: Bytes after which it looks again how much is free.
+_LOOK_EVERY = 64 * 1024
+
 #: Seconds between two tries to get the lock, and before giving up: its holder may be stopped.
 _POLL = 0.0001
 _PATIENCE = 30.0
@@ -89,6 +97,8 @@ class Inbox:
         self._clock = clock
         self._fd = self._inode = -1
         self._page: mmap.mmap | None = None
+        #: Up to here the file may grow before the next look at the disk.
+        self._room = 0
 
     def close(self) -> None:
         """Close the file; a later use opens it again."""
@@ -110,6 +120,8 @@ class Inbox:
             records = b"".join(map(_record, ids, rows))
             if end + len(records) > LARGEST:
                 raise InboxFull
+            if end + len(records) > self._room:
+                self._look_for_room(end + len(records))
             written = os.pwrite(self._fd, records, PAGE + end)
             while written < len(records):
                 # A full disk takes a part, and refuses the rest with the next write.
@@ -117,8 +129,13 @@ class Inbox:
             _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
             _set_bounds(page, start, end + len(records))
             if self._sync:
-                page.flush()
-                put_on_disk(self._fd)
+                try:
+                    page.flush()
+                    put_on_disk(self._fd)
+                except OSError:
+                    # The caller is told that nothing was accepted.
+                    _set_bounds(page, start, end)
+                    raise
             return ids
 
     def reserve(self, count: int) -> range:
@@ -128,11 +145,12 @@ class Inbox:
             _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
             return ids
 
-    def begin_after(self, last_id: int) -> None:
-        """Never give out this id or a lower one: the spool knows it already."""
+    def begin_after(self, last_id: int) -> bool:
+        """Never give out this id or a lower one: the spool knows it. Whether the inbox is new."""
         with self._locked() as page:
             (known,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
             _LAST_ID.pack_into(page, _AT_LAST_ID, max(known, last_id, 1))
+            return not known
 
     def is_empty(self) -> bool:
         """Whether there are no records."""
@@ -194,6 +212,15 @@ class Inbox:
             owner = spool_id.encode("ascii")[:_OWNER_BYTES]
             page[_AT_OWNER : _AT_OWNER + _OWNER_BYTES] = owner.ljust(_OWNER_BYTES, b"\0")
 
+    def _look_for_room(self, end: int) -> None:
+        """Refuse to grow up to `end` on a disk that is nearly full; what is there may be reused."""
+        size = os.fstat(self._fd).st_size - PAGE
+        if end > size:
+            disk = os.fstatvfs(self._fd)
+            if disk.f_bavail * disk.f_frsize < RESERVE + end - size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+        self._room = max(size, end + _LOOK_EVERY)
+
     def _next_ids(self, page: mmap.mmap, count: int) -> range:
         (last,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
         if not last:
@@ -240,6 +267,7 @@ class Inbox:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         self._page = mmap.mmap(self._fd, PAGE)
+        self._room = 0
         return self._page
 
     def _begin(self) -> None:
@@ -249,7 +277,9 @@ class Inbox:
             return
         if page:
             log.error("the inbox %s is damaged; what was in it is lost", self._path)
-        os.pwrite(self._fd, _MAGIC.ljust(PAGE, b"\0"), 0)
+        if os.pwrite(self._fd, _MAGIC.ljust(PAGE, b"\0"), 0) < PAGE:
+            # A full disk takes a part. What is mapped beyond the end of a file cannot be used.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
 
 def put_on_disk(fd: int) -> None:

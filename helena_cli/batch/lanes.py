@@ -5,7 +5,7 @@ Functions on an open transaction; `Spool` calls them.
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from helena_cli.batch.flush import Waiting
 
@@ -24,11 +24,18 @@ def add(connection: sqlite3.Connection, tables: Iterable[str]) -> None:
     connection.executemany("INSERT OR IGNORE INTO lanes (name) VALUES (?)", names)
 
 
-def remember_nonce(connection: sqlite3.Connection, nonce: str, tables: Sequence[str]) -> None:
+def remember_nonce(
+    connection: sqlite3.Connection, nonce: str, tables: Sequence[str], found: Mapping[str, str]
+) -> None:
+    """Add a nonce to those that a position may have.
+
+    What was `found` there, in a row that is locked, takes the place of all that it might have been.
+    """
     add(connection, tables)
     for table in tables:
         row = connection.execute("SELECT nonces FROM lanes WHERE name = ?", (table,)).fetchone()
-        known = [known for known in row[0].split() if known != nonce]
+        possible = found.get(table, row[0]).split()
+        known = [known for known in possible if known != nonce]
         connection.execute(
             "UPDATE lanes SET nonces = ? WHERE name = ?",
             (" ".join([*known, nonce][-REMEMBERED_NONCES:]), table),

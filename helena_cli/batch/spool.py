@@ -231,7 +231,9 @@ class Spool:
     def settle_straight(self, taken: Straight, outcome: Outcome, nonce: str) -> bool:
         """Forget what the database has; False when it went into the tables meanwhile."""
         return self._file.take_out(
-            taken.end, lambda connection: straight.settle(connection, taken, outcome, nonce)
+            taken.operations[0].id,
+            taken.end,
+            lambda connection: straight.settle(connection, taken, outcome, nonce),
         )
 
     def pressure(self, *, fresh: bool = True) -> Pressure:
@@ -262,16 +264,23 @@ class Spool:
         known = {name: frozenset(nonces.split()) for name, nonces in rows}
         return {table: known.get(table, frozenset()) for table in tables}
 
-    def remember_nonce(self, nonce: str, tables: Iterable[str], last_id: int = 0) -> None:
+    def remember_nonce(
+        self,
+        nonce: str,
+        tables: Iterable[str],
+        last_id: int = 0,
+        found: Mapping[str, str] | None = None,
+    ) -> None:
         """Store the nonce of a flush, and its last id; `sync` must follow before its COMMIT.
 
+        `found`: table → the nonce of its locked position row, so that no other need be known.
         The inbox may be lost in a power cut, and with it the ids that were given out: what the
         database has must never be given out again.
         """
         names = list(tables)
 
         def work(connection: sqlite3.Connection) -> None:
-            lanes.remember_nonce(connection, nonce, names)
+            lanes.remember_nonce(connection, nonce, names, found or {})
             connection.execute("UPDATE counters SET last_id = max(last_id, ?)", (last_id,))
 
         self._file.transact(work, fresh=False)

@@ -142,12 +142,17 @@ class SpoolFile:
         with self._lock, translated(self.path):
             return work(self._inbox)
 
-    def take_out(self, end: int, work: Work[bool]) -> bool:
-        """Forget the records of the inbox up to `end`, if `work` has noted what became of them."""
+    def take_out(self, first_id: int, end: int, work: Work[bool]) -> bool:
+        """Forget the records of the inbox from this one on, up to `end`.
+
+        If `work` has noted what became of them.
+        """
 
         def whole(connection: sqlite3.Connection) -> bool:
             noted = work(connection)
-            self._folded = end if noted else 0
+            # Another inbox, put in its place meanwhile, holds others that nobody has noted.
+            here = self._inbox.first_id() == first_id
+            self._folded = end if noted and here else 0
             return noted
 
         return self.transact(whole, fresh=False)
@@ -252,7 +257,9 @@ class SpoolFile:
 
     def _begin_inbox(self, connection: sqlite3.Connection) -> None:
         """Tell a new inbox which ids there were."""
-        self._inbox.begin_after(identity.last_id(connection))
+        last = identity.last_id(connection)
+        if self._inbox.begin_after(last) and last:
+            log.error("the inbox of %s is gone; what was in it is lost", self.path)
 
     def _attempt_read(self, work: Work[Result], *, fresh: bool) -> Result:
         if fresh and not self._inbox.is_empty():
@@ -320,9 +327,20 @@ class SpoolFile:
             raise
         self._connection = connection
         self._begin_inbox(connection)
-        if self._inbox.is_empty():
-            self._inbox.belong_to(identity.spool_id(connection))
+        self._claim_inbox(connection)
         return connection
+
+    def _claim_inbox(self, connection: sqlite3.Connection) -> None:
+        """Take what another spool has left out of the inbox: it must not mix with what comes."""
+        spool_id = identity.spool_id(connection)
+        strange = self._inbox.owner() not in ("", spool_id)
+        if strange and not identity.last_id(connection):
+            log.error("%s is new beside an older inbox; what was in the old one is lost", self.path)
+        if strange and not self._inbox.is_empty():
+            _transaction(connection, "BEGIN IMMEDIATE", self._fold_inbox)
+            self._inbox.release(self._folded)
+        if self._inbox.is_empty():
+            self._inbox.belong_to(spool_id)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -78,7 +78,7 @@ class Flush:
         for lane in positions.keys() - self._tables.keys() - self._waiting.keys():
             self._moves.append(self._move(positions[lane], []))
         position.advance(self._transaction, batch.spool_id, self._host, batch.nonce, self._moves)
-        return self._outcome(target_id)
+        return self._outcome(target_id, positions)
 
     def _begin(self) -> tuple[str, dict[str, Position]]:
         """Check whose database this is and lock the position rows."""
@@ -191,7 +191,7 @@ class Flush:
             raise LaneFailed(Waiting(reason, remedy="Write the rows that they refer to."))
         return Move(found.table, max([found.last_operation_id, *ids]), sorted(keep))
 
-    def _outcome(self, target_id: str) -> Outcome:
+    def _outcome(self, target_id: str, positions: dict[str, Position]) -> Outcome:
         done, moved = self._done, [move.table for move in self._moves]
         return Outcome(
             target_id=target_id,
@@ -202,6 +202,7 @@ class Flush:
             held=tuple(done.held),
             waiting=self._waiting,
             settled_tables=frozenset(moved),
+            nonces={lane: positions[lane].nonce for lane in moved},
             rows=done.rows,
         )
 

@@ -453,3 +453,17 @@ def test_operations_larger_than_what_is_read_at_once_go_straight_too(
         pass
     assert [i for batch in sent(writer) for i in batch] == ids
     assert spool.conservation().written == 3
+
+
+def test_a_lane_that_waits_long_still_knows_what_its_position_says(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle
+) -> None:
+    wait = Outcome("target", waiting={"notes": Waiting("not there", "42P01")})
+    cycle, writer = make_cycle(write_all, *[lambda *_: wait] * 40, write_all)
+    for _ in range(45):
+        add(spool, 100)
+        clock.now += 100
+        cycle.turn(force=True)
+    assert spool.lanes() == []
+    # Nothing but the first of these flushes has moved the position.
+    assert writer.batches[0].nonce in writer.batches[40].known_nonces["notes"]

@@ -1,0 +1,139 @@
+"""Knows what was accepted, from notes kept outside Helena, and what must have become of it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.faults.victims import accepted_together, is_bad, key, operation
+from tests.hosts import Host
+
+#: No table has a key that would hide a row written twice, but those that are about keys. What
+#: happens to those is written down by a trigger.
+TABLES = """
+CREATE TABLE fault_log (producer int, n int CHECK (n >= 0));
+CREATE TABLE fault_parents (id text PRIMARY KEY);
+CREATE TABLE fault_children (producer int, n int, parent text REFERENCES fault_parents);
+CREATE TABLE fault_messages (id text PRIMARY KEY, n int);
+CREATE TABLE fault_keys (k int PRIMARY KEY, n int);
+CREATE TABLE fault_history (at bigserial, k int, n int);
+CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN INSERT INTO fault_history (k, n) VALUES (NEW.k, NEW.n); RETURN NEW; END';
+CREATE TRIGGER fault_note BEFORE INSERT OR UPDATE ON fault_keys
+    FOR EACH ROW EXECUTE FUNCTION fault_note();
+"""
+
+
+class Oracle:
+    """Checks the tables of a host against the notes of its processes."""
+
+    def __init__(self, host: Host, notes: Path) -> None:
+        self._host = host
+        self._notes = notes
+        self._dead: list[tuple[int, int]] = []
+
+    def check(self) -> int:
+        """Drain, and check every operation that was ever accepted; how many there were."""
+        with self._host.runtime() as runtime:
+            assert runtime.engine.flush(120), runtime.engine.failure
+            # Children that are put back are due at their time only.
+            runtime.spool.release_held(o.id for o in runtime.spool.queued("fault_children"))
+            assert runtime.engine.flush(120), runtime.engine.failure
+            letters = runtime.spool.dead_letters()
+            lanes = [lane for lane in runtime.spool.lanes() if lane.reason]
+        assert not lanes, lanes
+        dead = [(letter.table, json.loads(letter.data)) for letter in letters]
+        self._dead = [(row["producer"], -1 - row["n"]) for table, row in dead]
+        assert {table for table, _ in dead} <= {"fault_log"}, dead
+        accepted = self._accepted()
+        self._check_rows(accepted)
+        self._check_keys(accepted)
+        self._check_law(sum(accepted.values()))
+        return sum(accepted.values())
+
+    def _accepted(self) -> dict[int, int]:
+        """Process → how many of its operations were accepted.
+
+        Its last call may have been answered by Helena and not noted: then all of it is there, or
+        nothing.
+        """
+        last = self._last_seen()
+        accepted = {}
+        for file in self._notes.iterdir():
+            producer = int(file.name)
+            noted = int((file.read_text().split() or ["0"])[-1])
+            more = accepted_together(producer, noted)
+            accepted[producer] = noted + (more if last.get(producer, -1) >= noted else 0)
+        return accepted
+
+    def _last_seen(self) -> dict[int, int]:
+        """Process → the number of its last operation that is anywhere."""
+        last: dict[int, int] = {}
+        parents = self._parents()
+        keys = [(k // 10, n) for k, n in self._host.sql("SELECT k, n FROM fault_keys")]
+        messages = [
+            (int(id.split("-")[0]), n)
+            for id, n in self._host.sql("SELECT id, n FROM fault_messages")
+        ]
+        rows = [*self._log(), *self._children(), *parents, *keys, *messages, *self._dead]
+        for producer, n in rows:
+            last[producer] = max(last.get(producer, -1), n)
+        return last
+
+    def _check_rows(self, accepted: dict[int, int]) -> None:
+        """Each row is there, and each once."""
+        by_table: dict[str, list[tuple[int, int]]] = {}
+        dead = []
+        for producer, count in accepted.items():
+            for n in range(count):
+                if is_bad(producer, n):
+                    dead.append((producer, n))
+                else:
+                    table = operation(producer, n)[1]
+                    by_table.setdefault(table, []).append((producer, n))
+        _assert_same("log", self._log(), by_table.get("fault_log", ()))
+        _assert_same("children", self._children(), by_table.get("fault_children", ()))
+        _assert_same("parents", self._parents(), by_table.get("fault_parents", ()))
+        _assert_same("dead letters", self._dead, dead)
+        # Of two messages with one id the first stays.
+        first: dict[str, int] = {}
+        for producer, n in sorted(by_table.get("fault_messages", ())):
+            first.setdefault(operation(producer, n)[2]["id"], n)
+        messages = self._host.sql("SELECT id, n FROM fault_messages")
+        _assert_same("messages", messages, first.items())
+
+    def _check_keys(self, accepted: dict[int, int]) -> None:
+        """Each key holds its last value, and never held an older one after a newer one."""
+        last: dict[int, int] = {}
+        for producer, count in accepted.items():
+            for n in range(count):
+                if operation(producer, n)[1] == "fault_keys":
+                    last[key(producer, n)] = n
+        assert dict(self._host.sql("SELECT k, n FROM fault_keys")) == last
+        before: dict[int, int] = {}
+        for k, n in self._host.sql("SELECT k, n FROM fault_history ORDER BY at"):
+            assert before.get(k, -1) <= n, f"key {k}: {n} after {before[k]}"
+            before[k] = n
+
+    def _check_law(self, accepted: int) -> None:
+        law = self._host.law()
+        assert law.accepted == accepted, law
+        assert law.dead == len(self._dead), law
+        assert law.spooled == law.dropped == 0, law
+
+    def _log(self) -> list[tuple[int, int]]:
+        return [(p, n) for p, n in self._host.sql("SELECT producer, n FROM fault_log")]
+
+    def _children(self) -> list[tuple[int, int]]:
+        return [(p, n) for p, n in self._host.sql("SELECT producer, n FROM fault_children")]
+
+    def _parents(self) -> list[tuple[int, int]]:
+        rows = [id.split("-") for (id,) in self._host.sql("SELECT id FROM fault_parents")]
+        return [(int(producer), int(n)) for producer, n in rows]
+
+
+def _assert_same(what: str, found: Iterable[Any], expected: Iterable[Any]) -> None:
+    there, wanted = Counter(map(tuple, found)), Counter(map(tuple, expected))
+    assert not wanted - there, f"{what} lost: {sorted(wanted - there)[:20]}"
+    assert not there - wanted, f"{what} twice or too much: {sorted(there - wanted)[:20]}"
