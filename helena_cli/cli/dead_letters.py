@@ -1,6 +1,5 @@
 """`helena dead-letters`: what the database refused, and what becomes of it."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,6 +135,8 @@ def _chosen(
 
 
 def _document(letter: "DeadLetter") -> dict[str, Any]:
+    import json
+
     return {
         "id": letter.id,
         "kind": letter.kind,

@@ -1,6 +1,5 @@
 """`helena init`: the tables in the database, their SQL, a configuration file, or a new spool."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -130,6 +129,8 @@ def _write_config(common: Common) -> ExitCode:
 
 def _example() -> str:
     """The example file: inside the installed package, or beside it in the source."""
+    from importlib import resources
+
     package = resources.files("helena_cli")
     installed = package / "config.example.toml"
     source = Path(str(package)).parent / "config.example.toml"

@@ -5,7 +5,6 @@ shown as it is, never read as markup, and cannot move the cursor. Nothing in a t
 """
 
 import io
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,8 @@ STYLES = {"ok": "green", "warn": "yellow", "critical": "bold red", "unknown": "d
 
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON document on stdout."""
+    import json
+
     print(json.dumps(document, indent=2))
 
 

@@ -1,6 +1,5 @@
 """`helena status`: the queue, its flusher and flushes, the database, and a checklist."""
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -132,6 +131,8 @@ def _other_spools(paths: "Iterable[Path]") -> "list[tuple[Path, Queue | None]]":
 
 def _watch(look: Callable[[], _Page], interval: float, *, as_json: bool) -> None:
     """Show one look after the other until Ctrl-C, which is the way to end this."""
+    import json
+
     with suppress(KeyboardInterrupt):
         if sys.stdout.isatty() and not as_json and not render.console().is_dumb_terminal:
             _draw(look, interval)
