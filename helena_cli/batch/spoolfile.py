@@ -200,6 +200,9 @@ class SpoolFile:
 
     def checkpoint(self, *, at_least: int = CHECKPOINT_BYTES) -> None:
         """Fold a log of so many bytes into the file. Only the holder of the lease does it."""
+        if _room(self.path) < 2 * ROOM:
+            # A long log takes the room that it needs itself to be folded.
+            at_least = min(at_least, ROOM // 16)
         with suppress(FileNotFoundError):
             if os.stat(f"{self.path}-wal").st_size < at_least:
                 return
@@ -325,6 +328,9 @@ class SpoolFile:
         except BaseException:
             connection.close()
             raise
+        if os.stat(self.path).st_size <= salvage.PAGE:
+            # The log of a new file goes into it now: on a full disk it could not be folded later.
+            _checkpoint(connection)
         self._connection = connection
         self._begin_inbox(connection)
         self._claim_inbox(connection)

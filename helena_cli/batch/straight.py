@@ -77,7 +77,8 @@ def look(
     start, end = inbox.bounds()
     if not end:
         return Straight()
-    known = ahead.operations if ahead and _is_current(ahead, inbox, start, limit) else ()
+    current = ahead is not None and ahead.end <= end and _is_current(ahead, inbox, start, limit)
+    known = ahead.operations if ahead and current else ()
     at = ahead.end if ahead and known else start
     rest = read(inbox, at, limit=limit - len(known), max_bytes=max_bytes - (at - start))
     if rest is not None and known and rest.end - start > max_bytes:
@@ -103,6 +104,8 @@ def _is_current(ahead: Straight, inbox: Inbox, start: int, limit: int) -> bool:
         ahead.start == start
         and 0 < len(ahead.operations) <= limit
         and ahead.operations[0].id == inbox.first_id()
+        # Not what an earlier filling of the file has left behind the new one.
+        and ahead.operations[0].id <= ahead.operations[-1].id
     )
 
 

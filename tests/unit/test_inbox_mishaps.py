@@ -53,7 +53,8 @@ def test_a_queue_that_has_filled_its_disk_is_written_all_the_same(disk: Path):
             while True:
                 spool.append("insert", "t", {"n": "x" * 3000})
                 accepted += 1
-        cycle = Cycle(spool, ScriptedWriter(write_all), Policy())
+        # So many that their log would take the last room.
+        cycle = Cycle(spool, ScriptedWriter(write_all), Policy(size=2, max_size=2))
         while cycle.turn(force=True):
             pass
         cycle.close()
