@@ -197,7 +197,10 @@ class _Watch:
     def look(self) -> None:
         """Note the most sessions that waited, the longest query and the longest pending list."""
         with self._trial.session("test observer") as session:
-            while not self._done.wait(LOOK_EVERY):
+            ended = False
+            while not ended:
+                # Once more at the end, or a short run would not have been looked at.
+                ended = self._done.wait(LOOK_EVERY)
                 row = session.ask(_WAITING)[0]
                 self.waiting = max(self.waiting, row["waiting"])
                 self.longest = max(self.longest, row["longest"])
