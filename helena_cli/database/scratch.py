@@ -24,6 +24,9 @@ ABANDONED = 3600
 _PREFIX = "helena_test_"
 
 _PENDING = "SELECT pending_pages::int8 AS pages FROM {}.pgstatginindex(%s::regclass)"
+_PENDING_LIMIT = """\
+SELECT setting::int8 * 1024 / current_setting('block_size')::int8 AS pages
+  FROM pg_settings WHERE name = 'gin_pending_list_limit'"""
 _PGSTATTUPLE = """\
 SELECT n.nspname AS name FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
  WHERE e.extname = 'pgstattuple'"""
@@ -126,6 +129,10 @@ class Scratch:
                 raise
             return None
         return max(found, default=None)
+
+    def pending_limit(self) -> int:
+        """How many pages a pending list may have on this server."""
+        return int(self.ask(_PENDING_LIMIT)[0]["pages"])
 
     def gin_indexes(self, name: str) -> list[str]:
         """The GIN indexes of a table, qualified."""

@@ -96,10 +96,7 @@ class Launchd:
         text, found, before = self.text(job), self.file.read(), self.state()
         if found == text and before.enabled and before.active:
             return []
-        done = []
-        if found != text:
-            self.file.write(text)
-            done.append(f"{'wrote' if found is None else 'changed'} {self.file.path}")
+        done = self.file.update(text, found)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._unload()
         # What was disabled once stays so, even when its file is written anew.

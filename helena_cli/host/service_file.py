@@ -35,6 +35,13 @@ class ServiceFile:
             raise self._not_ours("it was not written by helena service install")
         return text
 
+    def update(self, text: bytes, found: bytes | None) -> list[str]:
+        """Put the text there unless it is what was `found`; what was done for that, in words."""
+        if found == text:
+            return []
+        self.write(text)
+        return [f"{'wrote' if found is None else 'changed'} {self.path}"]
+
     def write(self, text: bytes) -> None:
         """Put the whole file there, or leave what is there."""
         fresh = ""

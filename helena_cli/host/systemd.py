@@ -59,10 +59,7 @@ class Systemd:
         text, found, before = self.text(job), self.file.read(), self.state()
         if found == text and before.enabled and before.active:
             return []
-        done = []
-        if found != text:
-            self.file.write(text)
-            done.append(f"{'wrote' if found is None else 'changed'} {self.file.path}")
+        done = self.file.update(text, found)
         _require("daemon-reload")
         if not before.enabled:
             _require("enable", unit.NAME)

@@ -137,11 +137,10 @@ def criteria(figures: Figures, response_ms: float, checks: CheckSettings) -> Ite
         f"{figures.connections_at_once} connections",
         "3",
     )
-    pages = figures.gin_pending_pages
+    pages, most = figures.gin_pending_pages, figures.gin_limit_pages
     measured = "pgstattuple is not there" if pages is None else f"{pages} pages at most"
-    yield Promise(
-        "small GIN pending lists", None if pages is None else pages <= 512, measured, "512 pages"
-    )
+    kept = None if pages is None else pages <= most
+    yield Promise("small GIN pending lists", kept, measured, f"{most} pages")
 
 
 def response_ms(trial: Trial) -> float:

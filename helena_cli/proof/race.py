@@ -42,6 +42,8 @@ class Figures(Struct, frozen=True):
     connections_at_once: int
     lock_waits: int
     gin_pending_pages: int | None
+    #: How long the server lets such a list become.
+    gin_limit_pages: int
     longest_query_seconds: float
     reader_median_ms: float
     reader_p99_ms: float
@@ -158,6 +160,7 @@ def _measure(
         connections_at_once=wrote.connections_at_once,
         lock_waits=watch.waiting,
         gin_pending_pages=watch.pending,
+        gin_limit_pages=scratch.pending_limit(),
         longest_query_seconds=watch.longest,
         reader_median_ms=statistics.median(latencies),
         reader_p99_ms=latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))],

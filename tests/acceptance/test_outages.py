@@ -19,22 +19,10 @@ from helena_cli.database import embedded, schema
 from helena_cli.runtime import Runtime
 from tests.cluster import Cluster
 from tests.conftest import _installed_binaries
-from tests.hosts import Host, wait_until
+from tests.hosts import Host, Producer, wait_until
 from tests.proxy import Proxy
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.postgres]
-
-#: Adds numbers until it is told to end, and says after each that it was accepted.
-PRODUCE = """
-import pathlib, sys, time
-from helena_cli import add_operation
-end, n = pathlib.Path(sys.argv[1]), 0
-while not end.exists():
-    add_operation("insert", "numbers", {"n": n})
-    print(n, flush=True)
-    n += 1
-    time.sleep(0.001)
-"""
 
 ADD = """
 import sys
@@ -51,31 +39,6 @@ from helena_cli import add_operation
 add_operation("insert", "numbers", {"n": int(sys.argv[1])})
 sys.stdin.read()
 """
-
-
-class Producer:
-    """A process that adds numbers until `finish`."""
-
-    def __init__(self, host: Host, **variables: str) -> None:
-        self._end = host.state_dir / "end"
-        self.process = host.start(PRODUCE, self._end, **variables)
-        self.accepted = 0
-
-    def produce(self, count: int) -> None:
-        """Wait until so many more numbers are accepted."""
-        assert self.process.stdout is not None
-        for _ in range(count):
-            assert int(self.process.stdout.readline()) == self.accepted
-            self.accepted += 1
-
-    def finish(self) -> int:
-        """Let it end; how many numbers were accepted."""
-        self._end.touch()
-        assert self.process.stdout is not None
-        # Not `communicate`, which passes by what was read ahead.
-        rest = self.process.stdout.read().splitlines()
-        assert self.process.wait(60) == 0
-        return self.accepted + len(rest)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from helena_cli.host.processes import find
-from tests import system_systemd, user_systemd
+from tests import system_systemd
 from tests.commands import Program
 from tests.hosts import wait_until
 from tests.realtime import DEAF, SLEEPS, Writers
@@ -124,21 +124,6 @@ def test_services_of_systemd_are_stopped_and_kept_from_starting_and_undo_brings_
 
 
 # systemd: the user's manager
-
-
-@pytest.fixture
-def user_manager(tmp_path: Path, state_dir: Path) -> Iterator[UserSystemd]:
-    if user_systemd.obstacle():
-        pytest.skip(str(user_systemd.obstacle()))
-    runtime = state_dir / "run"
-    runtime.mkdir(mode=0o700)
-    manager = UserSystemd(tmp_path, runtime)
-    try:
-        if not manager.answers():
-            pytest.skip(f"systemd does not run here: {manager.log()[-300:]}")
-        yield manager
-    finally:
-        manager.close()
 
 
 def test_a_service_of_the_user_is_stopped_and_disabled_and_undo_brings_it_back(

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from helena_cli.database import schema
 from tests.cluster import Cluster
-from tests.hosts import PROJECT, Host, wait_until
+from tests.hosts import PROJECT, Host, Producer, wait_until
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.postgres, pytest.mark.slow]
 
@@ -50,48 +50,12 @@ NEED_A_SESSION = [
     "written_after_the_interval_without_another_call",
 ]
 
-#: Adds numbers until it is told to end, and says after each that it was accepted.
-PRODUCE = """
-import pathlib, sys, time
-from helena_cli import add_operation
-end, n = pathlib.Path(sys.argv[1]), 0
-while not end.exists():
-    add_operation("insert", "numbers", {"n": n})
-    print(n, flush=True)
-    n += 1
-    time.sleep(0.002)
-"""
-
 SMALL = {"HELENA_BATCH_SIZE": "20", "HELENA_BATCH_INTERVAL": "0.05"}
 
 
-class Traffic:
-    """A process that adds numbers while something happens to the server."""
-
-    def __init__(self, host: Host) -> None:
-        self._end = host.state_dir / "end"
-        self.process = host.start(PRODUCE, self._end, **SMALL)
-        self.accepted = 0
-
-    def go_on(self, count: int = 100) -> None:
-        """Wait until so many more numbers are accepted."""
-        assert self.process.stdout is not None
-        for _ in range(count):
-            assert int(self.process.stdout.readline()) == self.accepted
-            self.accepted += 1
-
-    def finish(self) -> int:
-        """Let it end well; how many numbers were accepted."""
-        self._end.touch()
-        assert self.process.stdout is not None
-        rest = self.process.stdout.read().splitlines()
-        assert self.process.wait(60) == 0
-        return self.accepted + len(rest)
-
-
 @contextmanager
-def traffic(host: Host) -> Iterator[Traffic]:
-    going = Traffic(host)
+def traffic(host: Host) -> Iterator[Producer]:
+    going = Producer(host, **SMALL)
     with going.process:
         try:
             yield going
@@ -205,9 +169,9 @@ def test_a_server_behind_a_pooler_that_restarts_loses_and_doubles_nothing(
     host.close()
     with traffic(host) as going:
         for mode in ("fast", "immediate"):
-            going.go_on()
+            going.produce()
             server.restart(mode)
-        going.go_on()
+        going.produce()
         count = going.finish()
     host = Host(pooler.dsn, state_dir, admin=server.dsn)
     assert_written(host, count, figures, "restarts behind a pooler")
@@ -246,12 +210,12 @@ def test_a_password_that_changes_is_read_anew_without_a_restart(
     host = Host(dsn, state_dir, admin=server.dsn)
     others = "pid <> pg_backend_pid() AND usename IS NOT NULL"
     with traffic(host) as going:
-        going.go_on()
+        going.produce()
         host.sql("ALTER ROLE postgres PASSWORD 'sesame'")
         host.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
-        going.go_on()
+        going.produce()
         tell("sesame")
-        going.go_on()
+        going.produce()
         count = going.finish()
     assert_written(host, count, figures, "a changed password")
     host.close()
@@ -287,14 +251,14 @@ def test_a_failover_to_a_standby_loses_and_doubles_nothing(
     host = Host(dsn, state_dir, admin=server.dsn)
     host.close()
     with traffic(host) as going:
-        going.go_on()
+        going.produce()
         server.stop("immediate")
-        going.go_on()
+        going.produce()
         standby._run("pg_ctl", "-D", "data", "-w", "promote")
         with psycopg.connect(standby.dsn, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             connection.execute("SELECT pg_reload_conf()")
-        going.go_on()
+        going.produce()
         count = going.finish()
     host = Host(dsn, state_dir, admin=standby.dsn)
     assert_written(host, count, figures, "a failover")
