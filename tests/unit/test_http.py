@@ -342,8 +342,8 @@ def test_threads_are_bounded_while_answers_have_to_wait():
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("helena-http-answer") <= 2 * http.PLACES
         gate.set()
-        assert is_alive(server)
         wait_until(lambda: _answers() == 0, "all have been answered")
+        assert is_alive(server)
 
 
 def _answers() -> int:
