@@ -20,10 +20,12 @@ from msgspec.structs import replace
 
 from helena_cli.batch import histogram
 from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Waiting, Writer
+from helena_cli.batch.histogram import Bin
 from helena_cli.batch.ledger import FlushRecord, Lane, Pressure
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.plan import backoff, flush_due
 from helena_cli.batch.spool import Spool
+from helena_cli.batch.standing import Standing
 from helena_cli.batch.straight import Straight
 from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import HelenaError
@@ -108,8 +110,11 @@ class Cycle:
         # A clock that was set back must not make it wait for hours.
         if 0 < self._retry_at - now <= LONGEST_BACKOFF and not force:
             return False
-        settled = any([self._probe(lane, now) for lane in self._spool.waiting_lanes()])
-        pressure, taken = self._pressure()
+        standing = self._spool.standing()
+        settled = any([self._probe(lane, now) for lane in standing.waiting])
+        if settled:
+            standing = self._spool.standing()
+        pressure, taken = self._pressure(standing.pressure)
         due = pressure.urgent or flush_due(
             pressure.count,
             pressure.oldest_age,
@@ -117,12 +122,14 @@ class Cycle:
             interval=self.policy.interval,
         )
         if due or (force and pressure.count):
-            settled = self._flush(taken=taken) or settled
+            settled = self._flush(standing, taken=taken) or settled
         return settled
 
-    def _pressure(self) -> tuple[Pressure, Straight | None]:
-        """What asks for a flush; with the operations where they need not go through the tables."""
-        pressure = self._spool.pressure(fresh=False)
+    def _pressure(self, pressure: Pressure) -> tuple[Pressure, Straight | None]:
+        """What asks for a flush; with the operations where they need not go through the tables.
+
+        `pressure` is that of the tables.
+        """
         ahead, self._ahead = self._ahead, None
         known = ahead.result() if ahead and not ahead.exception() else None
         if not pressure.count:
@@ -142,9 +149,11 @@ class Cycle:
             return count > 0
         if lane.retry_at is not None and now < lane.retry_at:
             return False
-        return self._flush(lane)
+        return self._flush(self._spool.standing(), lane)
 
-    def _flush(self, lane: Lane | None = None, taken: Straight | None = None) -> bool:
+    def _flush(
+        self, standing: Standing, lane: Lane | None = None, taken: Straight | None = None
+    ) -> bool:
         spool = self._spool
         operations: Sequence[Operation]
         if taken is not None:
@@ -161,11 +170,11 @@ class Cycle:
                 spool.resume(lane.table)
             return False
         batch = Batch(
-            spool_id=spool.id,
-            target_id=spool.target_id,
+            spool_id=standing.spool_id,
+            target_id=standing.target_id,
             operations=tuple(operations),
             nonce=self._nonce,
-            known_nonces=spool.known_nonces({operation.table for operation in operations}),
+            known_nonces=standing.known_nonces({operation.table for operation in operations}),
             probe=lane is not None,
             blame_rows=self._unknown >= self.policy.unknown_attempts,
             ahead=taken.readings if taken else {},
@@ -264,15 +273,16 @@ class Cycle:
             self._on_target(outcome.target_id)
         due = {operation.id: operation for operation in batch.operations if operation.due}
         held = [verdict for verdict in outcome.held if verdict.operation_id in due]
-        delays = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
-        if not (taken and self._settle_straight(taken, outcome)):
-            spool.settle(outcome, self._nonce, delays)
+        settled = len(outcome.written) + len(outcome.coalesced) + len(outcome.skipped)
+        flush = FlushRecord(committed, settled + len(outcome.dead), outcome.rows, seconds)
+        delays = histogram.of_delays(committed, due, outcome)
+        if not (taken and self._settle_straight(taken, outcome, flush, delays)):
+            put_back = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
+            spool.settle(outcome, self._nonce, put_back)
+            spool.record(flush, delays)
         for table, waiting in outcome.waiting.items():
             self._wait(table, waiting)
         self._release_children(outcome)
-        settled = len(outcome.written) + len(outcome.coalesced) + len(outcome.skipped)
-        flush = FlushRecord(committed, settled + len(outcome.dead), outcome.rows, seconds)
-        spool.record(flush, histogram.of_delays(committed, due, outcome))
         spool.checkpoint()
         for table in outcome.settled_tables:
             self.touched[table] = self.touched.get(table, 0) + outcome.rows
@@ -281,12 +291,14 @@ class Cycle:
         self._retry_at, self._unknown, self._alone, self.failure = 0.0, 0, 0, None
         self._flowing = True
 
-    def _settle_straight(self, taken: Straight, outcome: Outcome) -> bool:
+    def _settle_straight(
+        self, taken: Straight, outcome: Outcome, flush: FlushRecord, delays: Sequence[Bin]
+    ) -> bool:
         """Forget operations that never were in the tables; False when they are there after all."""
         if outcome.dead or outcome.held or outcome.waiting:
             self._spool.fold()
             return False
-        return self._spool.settle_straight(taken, outcome, self._nonce)
+        return self._spool.settle_straight(taken, outcome, self._nonce, flush, delays)
 
     def _hold_delay(self, operation: Operation) -> float:
         return float(min(60.0, min(5.0, self.policy.interval) * 2 ** min(operation.attempts, 10)))
@@ -309,7 +321,7 @@ class Cycle:
             self._spool.release_held(ready)
 
     def _wait(self, table: str, waiting: Waiting) -> None:
-        tries = next((o.tries for o in self._spool.waiting_lanes() if o.table == table), 0)
+        tries = next((o.tries for o in self._spool.standing().waiting if o.table == table), 0)
         delay = backoff(tries, base=1.0, random=random.random)
         self._spool.wait(table, waiting, delay)
         log.warning("%s waits: %s", table, waiting.reason)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from helena_cli.batch import identity, lanes
-from helena_cli.batch.inbox import Inbox, Record
+from helena_cli.batch.inbox import Inbox
+from helena_cli.batch.operation import Operation
 
 log = logging.getLogger(__name__)
 
@@ -37,39 +38,39 @@ def fold(connection: sqlite3.Connection, inbox: Inbox, start: int, end: int) -> 
         if content.damaged:
             log.error("the inbox of the spool is damaged; some operations are lost")
             connection.execute("UPDATE counters SET lost = lost + 1")
-        records = [record for record in content.records if record.id > folded]
-        if records:
-            folded = records[-1].id
+        operations = [operation for operation in content.operations if operation.id > folded]
+        if operations:
+            folded = operations[-1].id
             if strangers:
-                _bury(connection, records)
+                _bury(connection, operations)
             else:
-                insert(connection, records)
+                insert(connection, operations)
     connection.execute("UPDATE counters SET folded_id = max(folded_id, ?)", (folded,))
     return end
 
 
-def insert(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+def insert(connection: sqlite3.Connection, operations: Sequence[Operation]) -> None:
     """Put operations into their lanes, made if need be."""
-    lanes.add(connection, {record.table for record in records})
+    lanes.add(connection, {operation.table for operation in operations})
     numbers = dict(connection.execute("SELECT name, id FROM lanes").fetchall())
-    for start in range(0, len(records), ROWS):
-        part = records[start : start + ROWS]
+    for start in range(0, len(operations), ROWS):
+        part = operations[start : start + ROWS]
         # One statement: between two rows of many the interpreter would pass to another thread.
         places, at = [], 1
-        for record in part:
-            places.append((record.id, numbers[record.table], record.kind, at, len(record.data)))
-            at += len(record.data)
-        data = b"".join(record.data for record in part)
+        for one in part:
+            places.append((one.id, numbers[one.table], one.kind, at, len(one.data)))
+            at += len(one.data)
+        data = b"".join(one.data for one in part)
         connection.execute(_INSERT, (data, msgspec.json.encode(places).decode()))
 
 
-def _bury(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
+def _bury(connection: sqlite3.Connection, operations: Iterable[Operation]) -> None:
     """Operations that were accepted for the original of this copy: it may have written them."""
     message = "not written: its spool was moved or copied here, it may have been written elsewhere"
     buried = connection.executemany(
         "INSERT OR IGNORE INTO dead_letters"
         " SELECT ?, ?, ?, ?, ?, ?, NULL, 0, CAST(strftime('%s', 'now') AS REAL)",
-        [(r.id, r.kind, r.table, r.data, identity.MOVED, message) for r in records],
+        [(o.id, o.kind, o.table, o.data, identity.MOVED, message) for o in operations],
     ).rowcount
     connection.execute("UPDATE counters SET accepted = accepted + ?", (buried,))
     log.error("%d operations of a moved or copied spool are dead letters", buried)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from helena_cli.batch import lanes
 from helena_cli.batch.identity import Damaged
+from helena_cli.batch.inbox import Row
 from helena_cli.batch.operation import KINDS
 from helena_cli.batch.verdict import Verdict
 
@@ -56,7 +57,7 @@ def select(
     return letters
 
 
-def remove(connection: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[str, str, bytes]]:
+def remove(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Row]:
     """Take dead letters out, as (kind, table, data) in the order of their ids."""
     # Not RETURNING: the SQLite of some systems with a new enough Python is too old for it.
     those = "FROM dead_letters WHERE id IN (SELECT value FROM json_each(?))"

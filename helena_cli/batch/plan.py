@@ -159,7 +159,8 @@ def _group(rows: Iterable[Row]) -> list[Group]:
 
 
 def _union(reader: Reader, steps: Iterable[Step]) -> Columns:
-    return reader.columns(name for step in steps for name in step.columns.names)
+    sets = {step.columns for step in steps}
+    return reader.columns(name for columns in sets for name in columns.names)
 
 
 def part(reader: Reader, row: Row, steps: Sequence[Step]) -> Row:
@@ -171,15 +172,23 @@ def part(reader: Reader, row: Row, steps: Sequence[Step]) -> Row:
 
 def data(reader: Reader, row: Row) -> bytes:
     """The row as one JSON object: the spool's own bytes unless it is merged."""
+    return msgspec.json.encode(values(reader, row)) if row.merged else row.first.operation.data
+
+
+def values(reader: Reader, row: Row) -> dict[str, msgspec.Raw]:
+    """The row's values by column, each still encoded."""
+    first = row.first.operation.columns()
     if not row.merged:
-        return row.first.operation.data
-    values = row.first.operation.columns()
+        return first
+    values: dict[str, msgspec.Raw] = {}
+    # The last value wins, so the earlier ones need not be read once each column has its own.
+    for step in reversed(row.merged):
+        values = step.operation.columns() | values
+        if len(values) == len(row.columns.names):
+            break
     key = reader.table.keys[row.first.key] if row.first.key is not None else ()
     # An update leaves the key as it was first written, even if it is spelled otherwise now.
-    spelled = {name: values[name] for name in key}
-    for step in row.merged:
-        values.update(step.operation.columns())
-    return msgspec.json.encode(values | spelled)
+    return first | values | {name: first[name] for name in key}
 
 
 def by_key(rows: Sequence[Row]) -> list[Row]:

@@ -1,6 +1,6 @@
 """Operations read against their table: which columns they give, and by which key they go."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -23,11 +23,13 @@ Identity = tuple[int, Hashable]
 class Columns:
     """A set of columns, one object for each set; `names` are in the table's order."""
 
-    __slots__ = ("candidates", "names", "refers_to_itself", "unknown")
+    __slots__ = ("candidates", "line", "names", "refers_to_itself", "unknown")
 
     def __init__(self, table: Table, given: frozenset[str]) -> None:
         known = [column.name for column in table.columns]
         self.names = tuple(name for name in known if name in given)
+        #: Makes of a row the line that loads it in bulk; set by whoever can load such rows.
+        self.line: Callable[[Mapping[str, msgspec.Raw]], bytes | None] | None = None
         self.unknown = given.difference(known)
         #: The numbers of the keys that are given completely.
         self.candidates = tuple(n for n, key in enumerate(table.keys) if given.issuperset(key))
@@ -39,7 +41,10 @@ class Columns:
 
 
 class Step(Struct, gc=False):
-    """One operation, read against the table. Its values are not kept: memory is the cost here."""
+    """One operation, read against the table.
+
+    Its values are not kept, for memory is the cost here; at most their line.
+    """
 
     operation: Operation
     columns: Columns
@@ -47,6 +52,8 @@ class Step(Struct, gc=False):
     key: int | None
     #: Its value in that key, or BAD or UNDECIDED.
     value: Hashable
+    #: What `Columns.line` made of it.
+    line: bytes | None = None
 
 
 NOTHING: Mapping[int, Step | Verdict] = {}
@@ -109,10 +116,10 @@ class Reader:
         for key in columns.candidates:
             value = key_value(self._keys[key], values)
             if value is not Special.NULL:
-                return Step(operation, columns, key, value)
+                return Step(operation, columns, key, value, _line(columns, values))
         if operation.kind == "update":
             return self._no_key(operation)
-        return Step(operation, columns, None, None)
+        return Step(operation, columns, None, None, _line(columns, values))
 
     def columns(self, names: Iterable[str]) -> Columns:
         """The one object for this set of columns."""
@@ -143,3 +150,9 @@ class Reader:
             if key != step.key and not isinstance(value, Special):
                 found.add((key, value))
         return found
+
+
+def _line(columns: Columns, values: Mapping[str, msgspec.Raw]) -> bytes | None:
+    # Taken once: another thread may set it.
+    line = columns.line
+    return None if line is None else line(values)

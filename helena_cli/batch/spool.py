@@ -26,11 +26,12 @@ from helena_cli.batch import (
     letters,
     report,
     spoolfile,
+    standing,
     straight,
 )
 from helena_cli.batch.flush import Outcome, Waiting
 from helena_cli.batch.histogram import Bin
-from helena_cli.batch.inbox import Record, Row
+from helena_cli.batch.inbox import Row
 from helena_cli.batch.ledger import (
     Conservation,
     Flusher,
@@ -44,6 +45,7 @@ from helena_cli.batch.letters import DeadLetter
 from helena_cli.batch.operation import KINDS, Operation, encode
 from helena_cli.batch.report import Report
 from helena_cli.batch.spoolfile import Durability, SpoolFile
+from helena_cli.batch.standing import Standing
 from helena_cli.batch.straight import Straight
 from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import InvalidOperation, SpoolFull
@@ -118,7 +120,9 @@ class Spool:
         Raises InvalidOperation, SpoolFull or SpoolUnavailable; then nothing was queued.
         """
         row = (kind, table, encode(kind, table, data, max_bytes=self._max_operation_bytes))
-        self._check_room([row])
+        self._unmeasured += len(row[2])
+        if self._unmeasured >= self._measure_every:
+            self._check_room([row])
         return self._file.accept([row])[0]
 
     def extend(self, operations: Iterable[tuple[Any, Any, Any]]) -> list[int]:
@@ -126,7 +130,9 @@ class Spool:
         rows = [self._row(operation) for operation in operations]
         if not rows:
             return []
-        self._check_room(rows)
+        self._unmeasured += sum(len(data) for _, _, data in rows)
+        if self._unmeasured >= self._measure_every:
+            self._check_room(rows)
         return list(self._file.accept(rows))
 
     def accept_file(
@@ -137,7 +143,9 @@ class Spool:
         `name` is its absolute path, `digest` tells its content. None when it was noted already.
         """
         rows = [self._row(operation) for operation in operations]
-        self._check_room(rows)
+        self._unmeasured += sum(len(data) for _, _, data in rows)
+        if self._unmeasured >= self._measure_every:
+            self._check_room(rows)
         now = self._clock()
 
         def work(connection: sqlite3.Connection) -> list[int] | None:
@@ -157,7 +165,7 @@ class Spool:
         if gone:
             self._file.transact(lambda connection: consumed.forget(connection, gone))
 
-    def _row(self, operation: tuple[Any, Any, Any]) -> tuple[str, str, bytes]:
+    def _row(self, operation: tuple[Any, Any, Any]) -> Row:
         try:
             kind, table, data = operation
         except (TypeError, ValueError):
@@ -171,14 +179,11 @@ class Spool:
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> list[int]:
         """Queue encoded operations within a transaction; their ids."""
         ids = self._file.new_ids(connection, len(rows))
-        fold.insert(connection, [Record(i, *row) for i, row in zip(ids, rows, strict=True)])
+        fold.insert(connection, [Operation(i, *row) for i, row in zip(ids, rows, strict=True)])
         return list(ids)
 
     def _check_room(self, rows: Sequence[Row]) -> None:
-        """Refuse what does not fit, measured now and then. Raises SpoolFull."""
-        self._unmeasured += sum(len(data) for _, _, data in rows)
-        if self._unmeasured < self._measure_every:
-            return
+        """Measure, and refuse what does not fit. Raises SpoolFull."""
         self._file.tidy()
         sizes: Counter[str] = Counter()
         for _, table, data in rows:
@@ -228,13 +233,26 @@ class Spool:
             lambda inbox: straight.read(inbox, after.end, limit=limit, max_bytes=max_bytes)
         )
 
-    def settle_straight(self, taken: Straight, outcome: Outcome, nonce: str) -> bool:
-        """Forget what the database has; False when it went into the tables meanwhile."""
-        return self._file.take_out(
-            taken.operations[0].id,
-            taken.end,
-            lambda connection: straight.settle(connection, taken, outcome, nonce),
-        )
+    def settle_straight(
+        self,
+        taken: Straight,
+        outcome: Outcome,
+        nonce: str,
+        flush: FlushRecord,
+        delays: Sequence[Bin],
+    ) -> bool:
+        """Forget what the database has, and `record` the flush.
+
+        False, and nothing is noted, when it went into the tables meanwhile.
+        """
+
+        def work(connection: sqlite3.Connection) -> bool:
+            settled = straight.settle(connection, taken, outcome, nonce)
+            if settled:
+                ledger.record(connection, flush, delays)
+            return settled
+
+        return self._file.take_out(taken.operations[0].id, taken.end, work)
 
     def pressure(self, *, fresh: bool = True) -> Pressure:
         """What could be written now; without `fresh` only of what is in the tables.
@@ -257,12 +275,10 @@ class Spool:
             lambda connection: _take(connection, limit, max_bytes, lane, now), fresh=fresh
         )
 
-    def known_nonces(self, tables: Iterable[str]) -> dict[str, frozenset[str]]:
-        """Table → the nonces that an earlier flush may have left in its position row."""
-        query = "SELECT name, nonces FROM lanes"
-        rows = self._file.read(lambda c: c.execute(query).fetchall(), fresh=False)
-        known = {name: frozenset(nonces.split()) for name, nonces in rows}
-        return {table: known.get(table, frozenset()) for table in tables}
+    def standing(self) -> Standing:
+        """What the flusher has to know of the tables before it looks what there is to write."""
+        now = self._clock()
+        return self._file.read(lambda connection: standing.read(connection, now), fresh=False)
 
     def remember_nonce(
         self,
@@ -420,10 +436,6 @@ class Spool:
     def lanes(self) -> list[Lane]:
         """Every table with queued operations or a reason to wait."""
         return self._file.read(ledger.lanes)
-
-    def waiting_lanes(self) -> list[Lane]:
-        """The lanes that have a reason to wait."""
-        return [lane for lane in self._file.read(ledger.lanes, fresh=False) if lane.reason]
 
     def flushes(self) -> Flushes:
         """All flushes in numbers, and the last one."""

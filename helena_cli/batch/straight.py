@@ -10,15 +10,14 @@ Functions behind the gate, so that nobody folds these records meanwhile; `Spool`
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from typing import cast
 
 from msgspec import Struct
 
 from helena_cli.batch import identity, lanes
 from helena_cli.batch.flush import Outcome
-from helena_cli.batch.inbox import Inbox, Record
+from helena_cli.batch.inbox import Inbox
 from helena_cli.batch.ledger import Pressure
-from helena_cli.batch.operation import Kind, Operation
+from helena_cli.batch.operation import Operation
 from helena_cli.batch.reading import Reading
 
 #: Bytes that are read for each operation wanted: most are smaller.
@@ -58,8 +57,7 @@ def read(inbox: Inbox, start: int, *, limit: int, max_bytes: int) -> Straight | 
     content = inbox.read(start, end, limit=min(max_bytes, max(limit, 64) * GUESS), count=limit)
     if content.damaged:
         return None
-    operations = tuple(map(_operation, content.records))
-    return Straight(operations, start, content.end, content.end < end)
+    return Straight(tuple(content.operations), start, content.end, content.end < end)
 
 
 def look(
@@ -129,11 +127,6 @@ def settle(
         [(counts[table], last[table], nonce, table) for table in counts],
     )
     return True
-
-
-def _operation(record: Record) -> Operation:
-    # It is one of KINDS: the record holds its number.
-    return Operation(record.id, cast("Kind", record.kind), record.table, record.data)
 
 
 def _busy_tables(connection: sqlite3.Connection) -> set[str]:

@@ -27,6 +27,8 @@ class Column(Struct, frozen=True):
     collation: str | None = None
     #: GENERATED ALWAYS AS IDENTITY.
     always_identity: bool = False
+    #: How its JSON becomes text for COPY; None for a type where only the server knows.
+    copied_as: Literal["scalar", "json", "array"] | None = None
 
 
 class ForeignKey(Struct, frozen=True):
@@ -50,6 +52,8 @@ class Table(Struct, frozen=True):
     #: Unique keys that can be inferred, primary first.
     keys: tuple[tuple[str, ...], ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
+    #: Whether COPY into it means what INSERT means: no rules, no policies, no view.
+    copyable: bool = False
 
 
 class Special(Enum):

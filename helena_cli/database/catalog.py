@@ -13,6 +13,7 @@ from helena_cli.batch.flush import Waiting
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.reading import Reader, Reading
 from helena_cli.batch.table import Column, ForeignKey, Table
+from helena_cli.database.bulk_load import BulkLoad
 from helena_cli.database.transaction import Transaction
 
 #: Seconds for which a table is taken to be as it was.
@@ -32,9 +33,16 @@ SELECT lane.n, c.oid::bigint, s.nspname::text, c.relname::text,
       'length', CASE WHEN a.atttypid = 1043 AND a.atttypmod > 4 THEN a.atttypmod - 4 END,
       'collation', CASE WHEN a.attcollation <> t.typcollation
                         THEN quote_ident(ls.nspname) || '.' || quote_ident(l.collname) END,
-      'always_identity', a.attidentity = 'a') ORDER BY a.attnum), '[]')::text
+      'always_identity', a.attidentity = 'a',
+      'copied_as', CASE WHEN a.atttypid IN (114, 3802) THEN 'json'
+                        WHEN e.oid IS NOT NULL THEN
+                          CASE WHEN e.typtype IN ('b', 'e') AND e.typdelim = ','
+                                AND e.oid NOT IN (114, 3802) THEN 'array' END
+                        WHEN t.typtype IN ('b', 'e', 'r', 'm') AND t.typcategory <> 'A'
+                          THEN 'scalar' END) ORDER BY a.attnum), '[]')::text
      FROM pg_catalog.pg_attribute a
      JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+     LEFT JOIN pg_catalog.pg_type e ON e.typarray = a.atttypid
      LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
      LEFT JOIN pg_catalog.pg_namespace ls ON ls.oid = l.collnamespace
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -63,7 +71,8 @@ SELECT lane.n, c.oid::bigint, s.nspname::text, c.relname::text,
      FROM pg_catalog.pg_constraint f
      JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
      JOIN pg_catalog.pg_namespace ps ON ps.oid = p.relnamespace
-    WHERE f.conrelid = c.oid AND f.contype = 'f')
+    WHERE f.conrelid = c.oid AND f.contype = 'f'),
+  c.relkind IN ('r', 'p') AND NOT c.relhasrules AND NOT c.relrowsecurity
   FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS lane(schema, name, n)
   JOIN pg_catalog.pg_class c
     ON c.relname = lane.name::name AND c.relkind IN ('r', 'p', 'f', 'v')
@@ -93,6 +102,7 @@ class Catalog:
         self._clock = clock
         self._known: dict[str, tuple[Table, float]] = {}
         self._readers: dict[int, Reader] = {}
+        self._loads: dict[int, BulkLoad] = {}
 
     def now(self) -> float:
         """The time by which `confirm` measures."""
@@ -102,6 +112,7 @@ class Catalog:
         """Read every table anew."""
         self._known.clear()
         self._readers.clear()
+        self._loads.clear()
 
     def tables(self, transaction: Transaction, lanes: Iterable[str]) -> dict[str, Table | Waiting]:
         """The table behind each lane, or why the lane must wait."""
@@ -123,6 +134,13 @@ class Catalog:
         if reader is None or reader.table != table or reader.is_full:
             self._readers[table.oid] = reader = Reader(table)
         return reader
+
+    def bulk_load(self, reader: Reader) -> BulkLoad:
+        """What loads new rows into a reader's table; the same one as long as the reader is."""
+        load = self._loads.get(reader.table.oid)
+        if load is None or load.reader is not reader:
+            self._loads[reader.table.oid] = load = BulkLoad(reader)
+        return load
 
     def read_ahead(self, operations: Iterable[Operation]) -> dict[str, Reading]:
         """Read what belongs to tables that are known. Safe beside the thread that writes."""
@@ -152,7 +170,7 @@ class Catalog:
         now = self._clock()
         for lane in lanes:
             self._known.pop(lane, None)
-        for number, oid, schema, name, columns, keys, foreign_keys in rows:
+        for number, oid, schema, name, columns, keys, foreign_keys, copyable in rows:
             table = Table(
                 oid=oid,
                 schema=schema,
@@ -160,6 +178,7 @@ class Catalog:
                 columns=_decode_columns(columns),
                 keys=_decode_keys(keys),
                 foreign_keys=_decode_foreign_keys(foreign_keys),
+                copyable=copyable,
             )
             self._known[lanes[number - 1]] = (table, now)
 

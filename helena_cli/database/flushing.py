@@ -84,11 +84,13 @@ class Flush:
         """Check whose database this is and lock the position rows."""
         batch = self._batch
         try:
-            target_id = position.target_id(self._transaction)
-            if batch.target_id not in (None, target_id):
-                raise _foreign_database(batch.target_id, target_id)
             lanes = {operation.table for operation in batch.operations}
             found, refused = position.lock(self._transaction, batch.spool_id, self._host, lanes)
+            # One look is enough for both, unless there was no position to look at.
+            target_id = next((one.target_id for one in found.values()), None)
+            target_id = target_id or position.target_id(self._transaction)
+            if batch.target_id not in (None, target_id):
+                raise _foreign_database(batch.target_id, target_id)
             self._waiting.update(refused)
             return target_id, found
         except psycopg.Error as caught:
@@ -139,6 +141,7 @@ class Flush:
         writer = TableWriter(
             self._transaction,
             reader,
+            self._catalog.bulk_load(reader),
             confirm=lambda: self._confirm(lanes[0]),
             hold=self._hold,
             blame_rows=self._batch.blame_rows,

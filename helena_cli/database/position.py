@@ -15,7 +15,7 @@ from helena_cli.errors import HelenaError, SchemaMissing
 _TARGET = b"SELECT id::text FROM helena.meta"
 
 _LOCK = b"""\
-SELECT table_name, last_operation_id, held, nonce
+SELECT table_name, last_operation_id, held, nonce, (SELECT id::text FROM helena.meta)
   FROM helena.spool_position
  WHERE spool_id = $1 AND table_name = ANY($2::text[])
  ORDER BY table_name
@@ -41,6 +41,8 @@ class Position(Struct, frozen=True):
     last_operation_id: int = 0
     held: frozenset[int] = frozenset()
     nonce: str = ""
+    #: The `helena.meta` id of the database; None when there is none.
+    target_id: str | None = None
 
     def is_due(self, operation_id: int) -> bool:
         """Whether no earlier flush has settled this operation."""
@@ -95,7 +97,7 @@ def _lock(
 
 def _select(transaction: Transaction, spool_id: str, names: list[str]) -> dict[str, Position]:
     found = transaction.execute(_LOCK, [spool_id, names]).fetchall()
-    return {row[0]: Position(row[0], row[1], frozenset(row[2]), row[3]) for row in found}
+    return {row[0]: Position(row[0], row[1], frozenset(row[2]), *row[3:]) for row in found}
 
 
 class Move(Struct, frozen=True):

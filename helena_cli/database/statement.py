@@ -36,6 +36,21 @@ _INSERT = """\
 INSERT INTO {table} ({columns}) {overriding}
 SELECT {r_columns} FROM json_to_recordset($1) AS r({types})"""
 
+_ANY_EXISTS = """\
+SELECT EXISTS (SELECT FROM json_to_recordset($3) AS r({types}) JOIN {table} AS t ON {match}), """
+
+# COPY holds a lock on the table, and so does the question above: it stays as it is found here.
+_DIFFERS = """\
+EXISTS (SELECT FROM pg_catalog.pg_class c
+         WHERE c.oid = {name}::regclass AND (c.relhasrules OR c.relrowsecurity))
+OR EXISTS (SELECT FROM unnest($1::text[], $2::text[]) AS n(name, type)
+            WHERE NOT EXISTS (
+              SELECT FROM pg_catalog.pg_attribute a
+               WHERE a.attrelid = {name}::regclass AND a.attname = n.name AND NOT a.attisdropped
+                 AND format_type(a.atttypid, a.atttypmod) = n.type
+                 AND (NOT {updates} OR n.name = ANY({key}::text[])
+                      OR has_column_privilege(a.attrelid, a.attnum, 'UPDATE'))))"""
+
 _RANK = """\
 SELECT dense_rank() OVER (ORDER BY {names})
   FROM ROWS FROM (json_to_recordset($1) AS ({types})) WITH ORDINALITY AS r({names}, n) ORDER BY n"""
@@ -63,6 +78,35 @@ def write(
         assign=_list("{0} = r.{0}", others),
         assign_excluded=_list("{0} = excluded.{0}", others),
         overriding=sql.SQL("OVERRIDING SYSTEM VALUE" if overriding else ""),
+    )
+
+
+def copy(table: Table, names: Sequence[str]) -> sql.Composed:
+    """The statement that loads lines of these columns, which are in the table's order."""
+    return sql.SQL("COPY {} ({}) FROM STDIN").format(
+        sql.Identifier(table.schema, table.name), _list("{}", names)
+    )
+
+
+def any_exists(table: Table, key: Sequence[str], *, updates: bool) -> sql.Composed:
+    """Whether the table has one of the keys in $3 already; and whether it `differs`."""
+    types = _types([column for column in table.columns if column.name in set(key)])
+    match = _list("t.{0} = r.{0}", key, " AND ")
+    name = sql.Identifier(table.schema, table.name)
+    question = sql.SQL(_ANY_EXISTS).format(table=name, types=types, match=match)
+    return question + _differs(table, key, updates=updates)
+
+
+def differs(table: Table) -> sql.Composed:
+    """Whether COPY into these columns ($1) of these types ($2) would not mean what INSERT means."""
+    return sql.SQL("SELECT ") + _differs(table, (), updates=False)
+
+
+def _differs(table: Table, key: Sequence[str], *, updates: bool) -> sql.Composed:
+    return sql.SQL(_DIFFERS).format(
+        name=sql.Literal(sql.Identifier(table.schema, table.name).as_string()),
+        key=sql.Literal(list(key)),
+        updates=sql.Literal(updates),
     )
 
 

@@ -19,6 +19,7 @@ from helena_cli.batch.reading import Columns, Reader, Step
 from helena_cli.batch.table import ForeignKey
 from helena_cli.batch.verdict import Verdict
 from helena_cli.database import catalog, equality, failure, statement
+from helena_cli.database.bulk_load import BulkLoad
 from helena_cli.database.failure import Failure
 from helena_cli.database.transaction import Transaction
 
@@ -68,6 +69,7 @@ class TableWriter:
         self,
         transaction: Transaction,
         reader: Reader,
+        bulk: BulkLoad,
         *,
         confirm: Callable[[], None],
         hold: Callable[[Operation, ForeignKey], tuple[str, bool]],
@@ -76,6 +78,7 @@ class TableWriter:
         self._transaction = transaction
         self._table = reader.table
         self._reader = reader
+        self._bulk = bulk
         self._confirm = confirm
         self._hold = hold
         self._blame_rows = blame_rows
@@ -101,7 +104,11 @@ class TableWriter:
         self.result.held += arranged.held
         for group in arranged.groups:
             self._group, self._permitted = group, None
-            self._write(group.rows)
+            rows = self._unblocked(group.rows)
+            if rows and self._load(rows):
+                self._record(rows)
+            else:
+                self._write(rows)
         return self.result
 
     def _write(self, rows: Sequence[Row]) -> bool:
@@ -144,6 +151,14 @@ class TableWriter:
         except psycopg.Error as error:
             return error
         return None
+
+    def _load(self, rows: Sequence[Row]) -> bool:
+        """Write rows by COPY, where that is possible."""
+        try:
+            return self._bulk.load(self._transaction, plan.by_key(rows))
+        except psycopg.Error as error:
+            self._judge(error)
+            return False
 
     def _execute(self, rows: Sequence[Row]) -> None:
         row = rows[0]

@@ -4,7 +4,7 @@ Savepoints are set, released and rolled back together with the next statement, i
 that a flush over a slow line does not pay a round trip for each.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,15 @@ class Transaction:
         self._catch_up()
         self._busy()
         self._cursor.execute(query, parameters, prepare=False)
+
+    def copy(self, query: bytes, blocks: Iterable[bytes]) -> int:
+        """Execute COPY FROM STDIN with these lines; how many rows it wrote."""
+        self._catch_up()
+        self._busy()
+        with self._cursor.copy(query) as copy:
+            for block in blocks:
+                copy.write(block)
+        return self._cursor.rowcount
 
     def compose(self, query: sql.Composable) -> bytes:
         """The text of a query, to be used more than once."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from helena_cli.batch import inbox
+from helena_cli.batch import inbox, ledger
 from helena_cli.batch.inbox import Inbox
 from helena_cli.batch.spool import Spool
 from helena_cli.batch.spoolfile import SpoolFile
@@ -29,6 +29,7 @@ FLUSHING: dict[str, tuple[Any, str]] = {
     "begin": (Transaction, "begin"),
     "position read": (position, "lock"),
     "group written": (Transaction, "write"),
+    "group copied": (Transaction, "copy"),
     "position moved": (position, "advance"),
     "dead letters stored": (Spool, "bury"),
     "disk synced": (Spool, "sync"),
@@ -36,7 +37,7 @@ FLUSHING: dict[str, tuple[Any, str]] = {
     "settled straight": (Spool, "settle_straight"),
     "settled": (Spool, "settle"),
     "inbox released": (Inbox, "release"),
-    "flush recorded": (Spool, "record"),
+    "flush recorded": (ledger, "record"),
 }
 
 #: Those that an operation comes to only when another one of its table is put back or refused.

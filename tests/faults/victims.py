@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from helena_cli import config
-from helena_cli.database import writer
+from helena_cli.database import bulk_load, writer
 from helena_cli.runtime import Runtime
 from tests.faults import stops
 
@@ -26,6 +26,9 @@ Operation = tuple[str, str, dict[str, Any]]
 
 #: Seconds between two calls of a process.
 PAUSE = 0.01
+
+#: Rows that go by COPY here: with as many as it takes elsewhere none of these flushes would use it.
+COPIED = 4
 
 
 def is_rough(producer: int) -> bool:
@@ -100,6 +103,7 @@ def produce(
 def live(order: dict[str, Any]) -> None:
     """Do what a child is ordered to until it is killed."""
     producer, notes = order["producer"], Path(order["notes"])
+    bulk_load.WORTHWHILE = COPIED
     if order["step"]:
         stops.arm(order["step"], order["skip"], order["halt"])
     runtime = Runtime(config.load(environ=os.environ))

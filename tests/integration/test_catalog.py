@@ -24,7 +24,10 @@ def test_a_table_is_described_by_columns_keys_and_parents(desk: Desk):
     )
     messages = table(found["messages"])
     assert (messages.schema, messages.name, messages.keys) == ("public", "messages", (("id",),))
-    assert messages.columns[0] == Column("id", "character varying(255)", "text", length=255)
+    assert messages.columns[0] == Column(
+        "id", "character varying(255)", "text", length=255, copied_as="scalar"
+    )
+    assert messages.copyable
     assert [column.name for column in messages.columns][-2:] == ["importance", "tags"]
     assert messages.foreign_keys == (
         ForeignKey(

@@ -325,7 +325,7 @@ def test_an_unexpected_error_is_counted_and_does_not_end_the_flusher(host: Host)
 
 @pytest.mark.parametrize(
     "step",
-    ["straight", "remember_nonce", "sync", "settle_straight", "record", "learn_target"],
+    ["standing", "straight", "remember_nonce", "sync", "settle_straight", "learn_target"],
 )
 def test_a_disk_that_is_full_at_any_step_loses_and_doubles_nothing(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import Struct
 
 from helena_cli.batch.flush import Outcome, Waiting
+from helena_cli.batch.ledger import FlushRecord
 from helena_cli.batch.operation import encode
 from helena_cli.batch.spool import MIB, Spool
 from helena_cli.batch.verdict import Verdict
@@ -200,7 +201,8 @@ class SpoolModel(RuleBasedStateMachine):
             self.spools[1 - n].queue()
         gone = tuple(o.id for o in taken.operations)
         outcome = Outcome("target", written=gone[:1], skipped=gone[1:])
-        assert spool.settle_straight(taken, outcome, "n") == (not meddle)
+        flush = FlushRecord(0.0, len(gone), len(gone), 0.1)
+        assert spool.settle_straight(taken, outcome, "n", flush, []) == (not meddle)
         if meddle:
             settle(spool, gone, tables=())
         assert [self.queued.pop(number).table for number in gone]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.types.json import Json
 
+from helena_cli.database import bulk_load
 from tests.writing import Desk, always
 
 pytestmark = pytest.mark.postgres
@@ -74,6 +75,14 @@ streams = st.lists(operations, min_size=8, max_size=40)
 cuts = st.lists(st.integers(1, 40), max_size=2)
 
 
+@pytest.fixture(params=["loaded", "by statement"])
+def worthwhile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches this small would all go by the statement."""
+    if request.param == "loaded":
+        monkeypatch.setattr(bulk_load, "WORTHWHILE", 1)
+        monkeypatch.setattr(bulk_load, "PAUSE", 0)
+
+
 @pytest.fixture
 def desk(helena_dsn: str) -> Iterator[Desk]:
     desk = Desk(helena_dsn)
@@ -125,6 +134,7 @@ def contents(desk: Desk, schema: str) -> list[Any]:
     ]
 
 
+@pytest.mark.usefixtures("worthwhile")
 @settings(
     max_examples=100,
     deadline=None,

@@ -181,7 +181,7 @@ def test_damage_of_any_page_is_survived_and_the_loss_is_counted(before, caplog):
             assert len(queued) + len(dead) + lost == len(before.queued) + len(before.dead)
             if spool.id == before.id:
                 kept += 1
-                assert spool.known_nonces(["t"])["t"] >= {"nonce"}
+                assert spool.standing().nonces["t"] >= {"nonce"}
             else:
                 assert not queued
             lost_some += lost > 0

@@ -1,0 +1,112 @@
+"""Values of the spool, which are JSON, as the text format of COPY.
+
+Each becomes the text from which COPY reads the very value that `json_to_recordset` would give to a
+column of that type; where that is not certain there is no text. Nearly all of them are cut out of
+the JSON as they are: what COPY would take for a delimiter JSON has escaped already.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+
+import msgspec
+from msgspec import Raw
+
+from helena_cli.batch.table import Column
+
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
+
+
+class _NoText(Exception):
+    """It is not certain which text means this value: let the server read the JSON."""
+
+
+class CopyText:
+    """The lines of one set of columns; `names` are in the order of their fields."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        """Only of columns that can be `copied_as` something."""
+        scalars = [c.name for c in columns if c.copied_as == "scalar"]
+        # Of two names or more it gets a tuple.
+        self._scalars = itemgetter(*scalars) if len(scalars) > 1 else None
+        self._others: list[tuple[str, Callable[[bytes], bytes]]] = [
+            (c.name, _CONVERT[c.copied_as])
+            for c in columns
+            if c.copied_as is not None and (c.copied_as != "scalar" or not self._scalars)
+        ]
+        self.names = [*(scalars if self._scalars else ()), *(name for name, _ in self._others)]
+
+    def line(self, values: Mapping[str, Raw]) -> bytes | None:
+        """One row; None when one of its values has no text."""
+        try:
+            fields = [_scalars(self._scalars(values))] if self._scalars else []
+            fields += [convert(bytes(values[name])) for name, convert in self._others]
+        except (_NoText, msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        line = b"\t".join(fields)
+        # Space within an array or object, which Helena does not write, would be a delimiter.
+        if line.count(b"\t") >= len(self.names) or b"\n" in line or b"\r" in line:
+            return None
+        return line + b"\n"
+
+
+def _scalars(values: Sequence[Raw]) -> bytes:
+    """Several fields at once: in JSON without an escape a quote next to a tab is a string's own."""
+    text = b"\t%b\t" % b"\t".join(values)
+    if b"\\" in text:
+        return b"\t".join([_scalar(bytes(value)) for value in values])
+    if b"\tnull\t" in text:
+        # Twice, for two in a row share a tab.
+        text = text.replace(b"\tnull\t", b"\t\\N\t").replace(b"\tnull\t", b"\t\\N\t")
+    return text.replace(b'\t"', b"\t").replace(b'"\t', b"\t")[1:-1]
+
+
+def _scalar(value: bytes) -> bytes:
+    """The text between the quotes, or a number, true, false or even an object as it stands."""
+    if value[:1] != b'"':
+        return _document(value)
+    return value[1:-1] if b"\\" not in value else _escape(_decode_text(value).encode())
+
+
+def _document(value: bytes) -> bytes:
+    """For json and jsonb: the JSON itself."""
+    if b"\\" not in value:
+        return b"\\N" if value == b"null" else value
+    if value[:1] == b'"':
+        # The server reads a text and writes it anew, and this is how it does.
+        value = msgspec.json.encode(_decode_text(value))
+    return value.replace(b"\\", b"\\\\")
+
+
+def _array(value: bytes) -> bytes:
+    """An array of scalars: quoted strings and bare numbers are elements for PostgreSQL too."""
+    if value.rfind(b"[") == 0 and b"\\" not in value and b"{" not in value:
+        return b"{%b}" % value[1:-1]
+    if value.startswith(b"["):
+        return _escape(b"{%b}" % b",".join(map(_element, _decode_list(value))))
+    if value.startswith(b"{"):
+        # An empty object would be an empty array.
+        raise _NoText
+    return _scalar(value)
+
+
+def _element(raw: Raw) -> bytes:
+    value = bytes(raw)
+    if value[:1] in (b"[", b"{"):
+        raise _NoText
+    if value[:1] != b'"':
+        return value
+    text = _decode_text(value).encode()
+    return b'"%b"' % text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+def _escape(text: bytes) -> bytes:
+    text = text.replace(b"\\", b"\\\\").replace(b"\t", b"\\t")
+    return text.replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+
+
+_CONVERT: Mapping[str, Callable[[bytes], bytes]] = {
+    "scalar": _scalar,
+    "json": _document,
+    "array": _array,
+}
