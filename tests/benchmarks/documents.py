@@ -33,6 +33,19 @@ WORDS = [
     "report",
 ]
 
+#: The least that any second run has to do.
+SCAN = """
+import os, sys
+def scan(folder):
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                scan(entry.path)
+            else:
+                entry.stat(follow_symlinks=False)
+scan(sys.argv[1])
+"""
+
 
 def make_documents(folder: Path, count: int) -> None:
     """Notes of about 2 KB with YAML front matter, a hundred to a folder."""
@@ -102,9 +115,16 @@ def run_plain_loop(dsn: str, folder: Path) -> float:
     return time.perf_counter() - started
 
 
+def run_scan(folder: Path) -> float:
+    """Seconds of nothing but the names and times of all files, as a whole process too."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", SCAN, folder], check=True)
+    return time.perf_counter() - started
+
+
 def measure(admin: str, count: int, runs: int) -> dict[str, float]:
-    """Median seconds: `plain`, `helena` on an empty table, `again` without any change."""
-    seconds: dict[str, list[float]] = {"plain": [], "helena": [], "again": []}
+    """Median seconds: `plain`, `helena` on an empty table, `again` without any change, `scan`."""
+    seconds: dict[str, list[float]] = {"plain": [], "helena": [], "again": [], "scan": []}
     with tempfile.TemporaryDirectory(prefix="helena-", dir="/tmp") as name:
         folder = Path(name, "notes")
         folder.mkdir()
@@ -120,4 +140,5 @@ def measure(admin: str, count: int, runs: int) -> dict[str, float]:
                 assert documents["unchanged"] == count, documents
                 seconds["helena"].append(cold)
                 seconds["again"].append(again)
+            seconds["scan"].append(run_scan(folder))
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -27,31 +27,33 @@ UPSERT = "ON CONFLICT (es_doc_id) DO UPDATE SET " + ", ".join(
 )
 
 
-def make_rows(count: int) -> list[Row]:
-    """Rows like those of real documents, about 600 bytes each as JSON."""
-    return [
-        {
-            "es_index": "osint_reports_pdf",
-            "es_doc_id": f"notes:folder-{n % 97}/document-{n:07}.md",
-            "doc_type": "general_documentation",
-            "issuer": f"issuer {n % 53}",
-            "filename": f"document-{n:07}.md",
-            "file_size": 2048 + n % 1000,
-            "sha256": f"{n:064x}",
-            "indexed_at": "2026-01-02T03:04:05Z",
-            "data_classification": "public",
-            "investigation_id": f"investigation-{n % 31}",
-            "tags": ["markdown", f"tag-{n % 211}", f"topic-{n % 17}"],
-            "metadata": {
-                "title": f"Document number {n}",
-                "path": f"folder-{n % 97}/document-{n:07}.md",
-                "preview": "A few words about the matter. " * 5,
-                "line_count": n % 400,
-                "word_count": n % 3000,
-            },
-        }
-        for n in range(count)
-    ]
+def make_row(n: int) -> Row:
+    """A row like those of real documents, about 600 bytes as JSON."""
+    return {
+        "es_index": "osint_reports_pdf",
+        "es_doc_id": f"notes:folder-{n % 97}/document-{n:07}.md",
+        "doc_type": "general_documentation",
+        "issuer": f"issuer {n % 53}",
+        "filename": f"document-{n:07}.md",
+        "file_size": 2048 + n % 1000,
+        "sha256": f"{n:064x}",
+        "indexed_at": "2026-01-02T03:04:05Z",
+        "data_classification": "public",
+        "investigation_id": f"investigation-{n % 31}",
+        "tags": ["markdown", f"tag-{n % 211}", f"topic-{n % 17}"],
+        "metadata": {
+            "title": f"Document number {n}",
+            "path": f"folder-{n % 97}/document-{n:07}.md",
+            "preview": "A few words about the matter. " * 5,
+            "line_count": n % 400,
+            "word_count": n % 3000,
+        },
+    }
+
+
+def make_rows(count: int, start: int = 0) -> list[Row]:
+    """So many rows, all with keys of their own."""
+    return [make_row(n) for n in range(start, start + count)]
 
 
 def _batches(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
