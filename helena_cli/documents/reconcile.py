@@ -13,7 +13,9 @@ from typing import TypedDict, Unpack
 from msgspec import Struct
 
 from helena_cli.documents import announce, missing, scan
-from helena_cli.documents.extract import TABLE, document_id, extract
+from helena_cli.documents.candidate import Answer, Candidate, Root
+from helena_cli.documents.crew import Crew
+from helena_cli.documents.extract import TABLE, document_id
 from helena_cli.documents.known import Knowledge, Known, Queue, Registry, Sink, State
 from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Triple
 from helena_cli.documents.roots import Target, place
@@ -87,7 +89,8 @@ def reconcile(
         if not target.claimed and target.folder.is_dir():
             registry.claim(target.namespace, host, target.key, dry_run=dry_run)
     state = State(registry, queue, frozenset(target.namespace for target in targets))
-    return _queue_changes(list(zip(targets, filters, strict=True)), settings, state, queue, options)
+    filtered = list(zip(targets, filters, strict=True))
+    return _queue_changes(filtered, settings, state, queue, options)
 
 
 def update(
@@ -104,7 +107,7 @@ def update(
     middle, and whatever `state` raises.
     """
     filtered = [(target, Filter(target.folder, settings)) for target in targets]
-    return _queue_changes(filtered, settings, state, queue, options)
+    return _queue_changes(filtered, settings, state, queue, options, alone=True)
 
 
 def _queue_changes(
@@ -113,11 +116,14 @@ def _queue_changes(
     state: Knowledge,
     queue: Sink,
     options: Options,
+    *,
+    alone: bool = False,
 ) -> Report:
     dry_run = options.get("dry_run", False)
     run = _Run(settings, state, Outbox(queue, dry_run=dry_run), options)
-    for target, documents in targets:
-        run.settle(target, documents)
+    with Crew(settings, run.take, alone=alone) as crew:
+        for target, documents in targets:
+            run.settle(target, documents, crew)
     report = run.finish()
     if run.changes and settings.announce != "none" and not dry_run:
         queue.extend(run.announcement(report, [target for target, _ in targets]))
@@ -144,12 +150,13 @@ class _Run:
     def changes(self) -> int:
         return self._outbox.counts.total()
 
-    def settle(self, target: Target, documents: Filter) -> None:
+    def settle(self, target: Target, documents: Filter, crew: Crew) -> None:
         """Bring one root, or parts of it, up to date."""
         standing = missing.look(target)
         if standing is missing.Standing.ABSENT:
             self._note_folder(target, "", standing.value)
             return
+        root = Root(target.namespace, str(target.folder), target.key)
         known = self._state.documents(target.namespace, _named(target, documents))
         living = sum(not document.deleted for document in known.values())
         unjudged: list[str] = []
@@ -158,8 +165,9 @@ class _Run:
                 if isinstance(found, Unreadable):
                     self._note_folder(target, found.path, found.reason)
                     unjudged.append(found.path)
-                else:
-                    self._document(target, found, known)
+                elif candidate := self._compare(target, found, known):
+                    crew.read(root, candidate)
+        crew.finish(root)
         self._outbox.flush()
         gone = missing.find(target, known, unjudged)
         if gone and not self._stands():
@@ -196,38 +204,32 @@ class _Run:
         message, context = announce.batch(counts, namespaces, datetime.now(UTC))
         return [message, context] if self._settings.announce == "batch" else [context]
 
-    def _document(self, target: Target, found: Found, known: dict[str, Known]) -> None:
-        earlier = known.pop(document_id(target.namespace, found.path), None)
-        if earlier is not None and earlier.is_surely(found):
-            self._count(found, unchanged=True)
-            return
-        try:
-            source = scan.read(
-                found,
-                target.namespace,
-                max_bytes=self._settings.max_bytes,
-                inside=target.folder,
-            )
-        except OSError as error:
+    def take(self, root: Root, candidate: Candidate, answer: Answer) -> None:
+        """Count what became of a candidate, and queue it if it has changed."""
+        path = f"{root.key}/{candidate.found.path}"
+        document = answer.document
+        if document is not None:
+            operations: tuple[Triple, ...] = (("insert", TABLE, document.row),)
+            operations += self._message(candidate.change, document.doc_id, document.title)
+            self._outbox.add(Item(candidate.change, path, operations, answer.weight))
+            if document.error:
+                self._notes.append(Failure(path, document.error, indexed=True))
+        elif answer.reason:
             self._unreadable += 1
-            self._count(found)
-            self._notes.append(Failure(_full(target, found.path), error.strerror or str(error)))
+            self._notes.append(Failure(path, answer.reason))
+        elif not answer.unchanged:
             return
-        if source is None:
-            # It vanished after it was listed. It may be on its way back: the next run judges.
-            return
-        if earlier is not None and not earlier.deleted and source.sha256 == earlier.sha256:
+        self._count(candidate.found, unchanged=answer.unchanged)
+
+    def _compare(self, target: Target, found: Found, known: dict[str, Known]) -> Candidate | None:
+        """What has to be read to see whether it has changed; None for what surely has not."""
+        earlier = known.pop(document_id(target.namespace, found.path), None)
+        if earlier is None:
+            return Candidate(found, "new")
+        if earlier.is_surely(found):
             self._count(found, unchanged=True)
-            return
-        document = extract(source, self._settings)
-        change: Change = "new" if earlier is None else "changed"
-        operations: tuple[Triple, ...] = (("insert", TABLE, document.row),)
-        path = _full(target, found.path)
-        operations += self._message(change, document.doc_id, document.title)
-        self._outbox.add(Item(change, path, operations, len(source.content)))
-        self._count(found)
-        if document.error:
-            self._notes.append(Failure(path, document.error, indexed=True))
+            return None
+        return Candidate(found, "changed", None if earlier.deleted else earlier.sha256)
 
     def _count(self, found: Found, *, unchanged: bool = False) -> None:
         self._found += 1

@@ -105,6 +105,7 @@ class Filter:
         _check_patterns(configured, "[documents] ignore")
         _check_patterns(own, str(root / IGNORE_FILE))
         self._ignored = _compiled([*configured, *own])
+        self._suspected = _any_of(self._ignored)
 
     def is_document(self, name: str) -> bool:
         """Whether a file of this name would be indexed."""
@@ -115,6 +116,8 @@ class Filter:
         if not path.isascii():
             # The engine that matches may want valid text.
             path = os.fsencode(path).decode(errors="backslashreplace")
+        if self._suspected.search(path) is None:
+            return False
         return self._ignored.match_file(path)
 
     def ignores_any_part(self, path: str) -> bool:
@@ -155,6 +158,20 @@ def _compiled(lines: Sequence[str]) -> pathspec.GitIgnoreSpec:
             # The engine that matches, when it is Python's own, reads it anew each time.
             pattern.regex = re.compile(_without_retries(str(pattern.regex.pattern)))
     return spec
+
+
+def _any_of(spec: pathspec.GitIgnoreSpec) -> re.Pattern[str]:
+    """What matches whatever one of the patterns matches, in a single look: most paths no one does.
+
+    Only the patterns themselves can tell what that means.
+    """
+    regexes = (
+        # A name may be given to one group only.
+        re.sub(r"\(\?P<\w+>", "(?:", str(pattern.regex.pattern))
+        for pattern in spec.patterns
+        if isinstance(pattern, pathspec.RegexPattern) and pattern.regex is not None
+    )
+    return re.compile("|".join(f"(?:{regex})" for regex in regexes))
 
 
 def _without_retries(regex: str) -> str:
@@ -272,7 +289,9 @@ def _open(file: str, inside: str) -> int:
     """Open folder by folder: since it was found, one of them may have become a link elsewhere."""
     if not hasattr(os, "O_PATH"):
         return os.open(file, _OPEN_FLAGS)
-    *folders, name = os.path.relpath(file, inside).split("/")
+    root = os.path.join(inside, "")
+    within = file[len(root) :] if file.startswith(root) else os.path.relpath(file, inside)
+    *folders, name = within.split("/")
     at = os.open(inside, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for folder in folders:

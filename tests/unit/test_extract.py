@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_row_of_a_plain_document():
     assert document.error is None
     row = dict(document.row)
     facts = row.pop("metadata")
-    assert row.pop("indexed_at").timestamp() == READ_NS / 1e9
+    assert datetime.fromisoformat(row.pop("indexed_at")).timestamp() == READ_NS / 1e9
     assert len(row.pop("sha256")) == 64
     assert row == {
         "es_index": "osint_reports_pdf",
