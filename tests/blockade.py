@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from tests import databases
 from tests.hosts import wait_until
 
 Session = psycopg.Connection[tuple[Any, ...]]
@@ -125,9 +126,7 @@ def fresh_database(server: str, encoding: str = "UTF8") -> Iterator[str]:
     """An empty database on a server, dropped at the end."""
     name = f"helena_{secrets.token_hex(6)}"
     with psycopg.connect(server, autocommit=True) as admin:
-        admin.execute(
-            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode()
-        )
+        databases.create(admin, name, encoding=encoding)
         try:
             yield make_conninfo(server, dbname=name)
         finally:

@@ -1,10 +1,11 @@
 """A PostgreSQL cluster of the tests' own, in a private folder, from any set of binaries."""
 
+import atexit
+import functools
 import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.database.embedded import reachable
+from tests.ports import free_port
 
 #: Nothing here survives a power cut, and need not: the folder is deleted afterwards.
 SETTINGS: Mapping[str, str] = {
@@ -43,9 +45,10 @@ class Cluster:
         self.account = _server_user()
         if self.account:
             os.chown(self.folder, self.account["user"], self.account["group"])
-        self.binaries = reachable(binaries, self.folder, self.account) if self.account else binaries
-        self.password = secrets.token_hex(8)
-        self.port = _free_port() if tcp else 5432
+        self._mould = _mould(binaries)
+        self.binaries = self._mould.binaries
+        self.password = self._mould.password
+        self.port = free_port() if tcp else 5432
         self.settings = {**SETTINGS, "listen_addresses": "127.0.0.1" if tcp else ""}
         self.settings |= {"port": str(self.port), **(settings or {})}
         self.dsn = make_conninfo(
@@ -91,14 +94,8 @@ class Cluster:
         return path
 
     def _create(self) -> None:
-        password = self.folder / "password"
-        password.touch(mode=0o600)
-        password.write_text(self.password)
-        if self.account:
-            os.chown(password, self.account["user"], self.account["group"])
-        encoding = ["--encoding=UTF8", "--locale=C"]
-        auth = ["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile=password"]
-        self._run("initdb", "-D", "data", "-U", "postgres", "--no-sync", *encoding, *auth)
+        # With its owner.
+        subprocess.run(["cp", "-Rp", self._mould.data, self.folder / "data"], check=True)
         with (self.folder / "data" / "postgresql.conf").open("a") as conf:
             conf.writelines(f"{name} = '{value}'\n" for name, value in self.settings.items())
             conf.write(f"unix_socket_directories = '{self.folder}'\n")
@@ -111,21 +108,58 @@ class Cluster:
             raise RuntimeError(f"{program} {' '.join(arguments)}:\n{result.stderr}\n{tail}")
 
     def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        # Files, not pipes: the server inherits them and would keep a pipe open for ever.
-        with tempfile.TemporaryFile("w+") as output:
-            command: Sequence[str] = [str(self.binaries / program), *arguments]
-            result = subprocess.run(
-                command,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                check=False,
-                timeout=120,
-                **self.account,
-            )
-            output.seek(0)
-            return subprocess.CompletedProcess(command, result.returncode, "", output.read())
+        return _call(self.folder, self.account, self.binaries / program, *arguments)
+
+
+class _Mould:
+    """What all clusters of the same programs begin with: `initdb` takes longer than a copy."""
+
+    def __init__(self, binaries: Path) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="helena-", dir="/tmp"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        account = _server_user()
+        if account:
+            os.chown(folder, account["user"], account["group"])
+        self.binaries = reachable(binaries, folder, account) if account else binaries
+        self.password = secrets.token_hex(8)
+        self.data = folder / "data"
+        password = folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(self.password)
+        if account:
+            os.chown(password, account["user"], account["group"])
+        encoding = ["--encoding=UTF8", "--locale=C"]
+        auth = ["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile=password"]
+        command = ["-D", "data", "-U", "postgres", "--no-sync", *encoding, *auth]
+        result = _call(folder, account, self.binaries / "initdb", *command)
+        if result.returncode != 0:
+            raise RuntimeError(f"initdb: {result.stderr}")
+
+
+@functools.cache
+def _mould(binaries: Path) -> _Mould:
+    return _Mould(binaries)
+
+
+def _call(
+    folder: Path, account: Mapping[str, Any], program: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one of the server's programs in a folder, as its user."""
+    # Files, not pipes: the server inherits them and would keep a pipe open for ever.
+    with tempfile.TemporaryFile("w+") as output:
+        command: Sequence[str] = [str(program), *arguments]
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+            timeout=120,
+            **account,
+        )
+        output.seek(0)
+        return subprocess.CompletedProcess(command, result.returncode, "", output.read())
 
 
 def _server_user() -> dict[str, Any]:
@@ -139,10 +173,3 @@ def _server_user() -> dict[str, Any]:
             continue
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
     raise RuntimeError("There is no user to run PostgreSQL as: neither postgres nor nobody.")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

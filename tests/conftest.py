@@ -23,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from helena_cli.database import embedded, schema
 from helena_cli.database.postmaster import Postmaster
 from helena_cli.errors import ConfigurationError
+from tests import databases
 from tests.cluster import Cluster
 from tests.hosts import Host
 from tests.proxy import Proxy
@@ -161,11 +162,7 @@ def _admin(postgres: str) -> Iterator[psycopg.Connection]:
 
 def _create(admin: psycopg.Connection, template: str) -> str:
     name = f"helena_{secrets.token_hex(6)}"
-    admin.execute(
-        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-            sql.Identifier(name), sql.Identifier(template)
-        )
-    )
+    databases.create(admin, name, template=template)
     return name
 
 

@@ -11,6 +11,8 @@ from typing import Self
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from tests.ports import free_port
+
 
 class Proxy:
     """Listens on loopback and passes bytes on to the server of `upstream`, a conninfo string.
@@ -63,11 +65,11 @@ class Proxy:
         self._stopping.clear()
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.port = self.port or free_port()
         listener.bind(("127.0.0.1", self.port))
         listener.listen()
         # So that the accepting thread sees the stop: closing a socket does not wake it.
         listener.settimeout(0.05)
-        self.port = listener.getsockname()[1]
         self._spawn(self._accept, listener)
         return self
 

@@ -61,6 +61,8 @@ class HttpServer:
         self._lock = threading.Lock()
         #: Who is here, in the order of arrival.
         self._visits: dict[socket.socket, threading.Thread] = {}
+        #: Those of them who had to go, and have not left yet.
+        self._leaving: set[socket.socket] = set()
         self._stopped, self._stop = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, name="helena-http", daemon=True)
         self._thread.start()
@@ -96,12 +98,14 @@ class HttpServer:
 
     def _admit(self, connection: socket.socket) -> None:
         with self._lock:
-            if len(self._visits) >= PLACES:
-                _cut(next(iter(self._visits)))
             if len(self._visits) >= 2 * PLACES:
                 # Those who were cut off still wait for the queue.
                 connection.close()
                 return
+            staying = [one for one in self._visits if one not in self._leaving]
+            if len(staying) >= PLACES:
+                _cut(staying[0])
+                self._leaving.add(staying[0])
             thread = threading.Thread(
                 target=self._visit, args=(connection,), name="helena-http-answer", daemon=True
             )
@@ -117,6 +121,7 @@ class HttpServer:
         finally:
             with self._lock:
                 del self._visits[connection]
+                self._leaving.discard(connection)
                 connection.close()
 
     def _answer(self, request: Request) -> Answer:

@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from helena_cli import config
 from helena_cli.database import embedded, schema
 from helena_cli.runtime import Runtime
+from tests import databases
 from tests.cluster import Cluster
 from tests.conftest import _installed_binaries
 from tests.hosts import Host, Producer, wait_until
@@ -126,7 +127,7 @@ def database(server: Cluster) -> Iterator[str]:
     """The name of a database on it with Helena's tables."""
     name = f"helena_{secrets.token_hex(6)}"
     with psycopg.connect(server.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
+        databases.create(connection, name)
     with psycopg.connect(make_conninfo(server.dsn, dbname=name), autocommit=True) as connection:
         schema.initialise(connection)
     yield name

@@ -118,8 +118,6 @@ def test_a_save_is_in_the_database_within_the_interval_and_a_second(place: Place
     for name in ("HELENA_BATCH_INTERVAL", "HELENA_WATCH_SETTLE", "HELENA_WATCH_GRACE"):
         del place.program.variables[name]
     process = place.watch("docs")
-    (place.docs / "first.md").write_text("# First")
-    wait_until(lambda: place.has("docs:first.md"), "it is awake")
     saved = time.monotonic()
     (place.docs / "a.md").write_text("# A")
     wait_until(lambda: place.has("docs:a.md"), "it is written")
@@ -193,14 +191,16 @@ def test_the_configuration_is_read_again_and_a_bad_one_is_not(place: Place):
     config.write_text('[documents]\nroot = ["more"]\n')
     process.send_signal(signal.SIGHUP)
     wait_until(lambda: place.said("has no key 'root'"), "what is wrong is said")
-    assert place.said("The old configuration stays in use.")
+    wait_until(lambda: place.said("The old configuration stays in use."), "and what follows")
     (place.docs / "b.md").write_text("# B")
     wait_until(lambda: place.has("docs:b.md"), "the old one is in use")
 
     config.write_text('[documents]\nroots = ["docs", "more"]\n[batch]\nsize = 7\n')
     process.send_signal(signal.SIGHUP)
     wait_until(lambda: place.has("more:a.md"), "the new folder is watched")
-    assert place.said("Changes of [batch] count from the next start on.")
+    wait_until(
+        lambda: place.said("Changes of [batch] count from the next start on."), "the rest is said"
+    )
     (more / "c.md").write_text("# C")
     wait_until(lambda: place.has("more:c.md"), "for good")
     assert end(process) == 0

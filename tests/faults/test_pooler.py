@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from helena_cli.database import schema
 from tests.cluster import Cluster
 from tests.hosts import PROJECT, Host, Producer, wait_until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.postgres, pytest.mark.slow]
 
@@ -121,12 +122,6 @@ class Pooler:
             self._process.terminate()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -227,7 +222,9 @@ def standby(server: Cluster) -> Iterator[Cluster]:
     standby = Cluster(server.binaries, tcp=True)
     try:
         # The server's log and data of the first are its own user's, as those of the copy will be.
-        standby._run("pg_basebackup", "-D", "data", "-d", server.dsn, "-R", "-X", "stream")
+        standby._run(
+            "pg_basebackup", "-D", "data", "-d", server.dsn, "-R", "-X", "stream", "-c", "fast"
+        )
         with (standby.folder / "data" / "postgresql.conf").open("a") as conf:
             conf.write(f"port = {standby.port}\nunix_socket_directories = '{standby.folder}'\n")
         standby.start()

@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.cluster import Cluster
+from tests.ports import free_port
 from tests.writing import Desk
 
 
@@ -31,7 +32,7 @@ def pgbouncer(own_server: Cluster, state_dir: Path) -> Iterator[str]:
     if program is None:
         pytest.skip("PgBouncer is not installed.")
     own_server.start()
-    port = own_server.port + 1 if own_server.port < 65000 else own_server.port - 1
+    port = free_port()
     upstream = make_conninfo(own_server.tcp_dsn, sslmode="disable")
     parameters = conninfo_to_dict(upstream)
     config = state_dir / "pgbouncer.ini"

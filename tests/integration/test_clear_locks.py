@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.cli import run
-from helena_cli.database import locks, relief
+from helena_cli.database import clearing, locks, relief
 from helena_cli.database.connection import Target
 from tests.blockade import Blockade, Waiter, done, emergency, fresh_database
 from tests.cluster import Cluster
@@ -47,8 +47,9 @@ def helena(
     """What `helena clear-locks --json` says, of a blockade's database."""
 
     def call(blockade: Blockade, *arguments: str, code: int = 0, **parameters: str) -> Any:
-        # Nothing here is over in a moment.
+        # Nothing here is over in a moment, and what is ended or freed goes at once.
         monkeypatch.setattr(locks, "PAUSE", 0.05)
+        monkeypatch.setattr(clearing, "PATIENCE", 0.8)
         monkeypatch.setenv("HELENA_STATE_DIR", str(state_dir))
         monkeypatch.setenv("HELENA_DSN", make_conninfo(blockade.dsn, **parameters))
         capsys.readouterr()

@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from helena_cli.database import schema
 from helena_cli.database.health import Health, TableState
 from helena_cli.database.probe import probe
+from tests import databases
 from tests.cluster import Cluster
 from tests.sessions import Session, await_waiting, holding, running, session, stuck
 
@@ -37,7 +38,7 @@ def helena_dsn(request: pytest.FixtureRequest, helena_dsn: str) -> Iterator[str]
         return
     server, name = request.getfixturevalue("postgres15"), f"helena_{secrets.token_hex(6)}"
     with session(server) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        databases.create(admin, name)
         dsn = make_conninfo(server, dbname=name)
         with session(dsn) as connection:
             schema.initialise(connection)

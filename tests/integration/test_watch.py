@@ -90,8 +90,8 @@ def test_its_own_reads_do_not_keep_it_busy(watching: Watching):
     marker = watching.write("marker.md")
     wait_until(lambda: "docs:marker.md" in watching.table(), "the marker")
 
+    wait_until(lambda: watcher.state().changes[0].path == str(marker), "it is told")
     changes = [change.path for change in watcher.state().changes]
-    assert changes[0] == str(marker)
     assert changes.count(str(marker)) == 1
     assert inbox.take() == ({}, set())
 
@@ -299,7 +299,7 @@ def test_a_root_that_goes_keeps_its_documents_and_is_watched_when_it_is_back(
     (tmp_path / "away").rename(watching.folder)
     watching.wait_for_disk()
 
-    assert watcher.state().roots[0].mode == "events"
+    wait_until(lambda: watcher.state().roots[0].mode == "events", "that is told")
     assert watching.missing() == set()
     watching.write("d.md")
     watching.wait_for_disk()
@@ -448,24 +448,23 @@ def test_a_file_system_that_tells_nothing_is_polled(watching: Watching, monkeypa
 
 
 def test_a_polled_folder_that_is_empty_all_of_a_sudden_is_not_believed(
-    watching: Watching, tmp_path: Path
+    watching: Watching, tmp_path: Path, caplog
 ):
     watching.adjust(polling="always")
-    watching.write("a.md")
-    watching.write("b.md")
+    watching.write("sub/a.md")
+    watching.write("sub/b.md")
     watcher = watching.start()
     watching.wait_for_disk()
-    for name in ("a.md", "b.md"):
-        (watching.folder / name).rename(tmp_path / name)
-    wait_until(lambda: not any(watching.folder.iterdir()), "it is empty")
-    time.sleep(QUICK.polling_interval * 3 + QUICK.settle + QUICK.grace)
+    # At once: of a folder that empties one by one the first would be believed.
+    (watching.folder / "sub").rename(tmp_path / "sub")
+    wait_until(lambda: any("it is empty" in message for message in caplog.messages), "it is seen")
+    time.sleep(QUICK.polling_interval * 2 + QUICK.settle + QUICK.grace)
     assert watching.missing() == set()
 
-    for name in ("a.md", "b.md"):
-        (tmp_path / name).rename(watching.folder / name)
+    (tmp_path / "sub").rename(watching.folder / "sub")
     watching.write("c.md")
     watching.wait_for_disk()
-    assert watcher.state().roots[0].mode == "polling"
+    wait_until(lambda: watcher.state().roots[0].mode == "polling", "it is polled again")
 
 
 def test_a_polled_folder_is_observed_as_soon_as_that_is_possible(watching: Watching, monkeypatch):
@@ -514,6 +513,7 @@ def test_an_unreadable_document_is_tried_again_then_reported(watching: Watching,
         lambda: [c for c in watcher.state().changes if c.change == "failed"], "it is reported"
     )
     assert watcher.state().failure == f"{bad}: Permission denied"
+    wait_until(watching.table, "the other one is indexed")
     assert set(watching.table()) == {"docs:good.md"}
 
     monkeypatch.undo()
@@ -581,6 +581,7 @@ def test_without_the_database_it_starts_and_goes_on_when_that_is_there(
     try:
         watching.write("a.md")
         watcher = watching.start(looked=False)
+        wait_until(lambda: watcher.state().failure, "it says what is missing")
         assert "cannot be reached" in (watcher.state().failure or "")
         assert watcher.state().roots[0].mode == "away"
         proxy.start()

@@ -318,27 +318,55 @@ def test_byte_now_and_then_does_not_buy_more_time(server: HttpServer):
 def test_clients_that_say_nothing_leave_room_for_the_others(server: HttpServer):
     with ExitStack() as stack:
         silent = [stack.enter_context(connect(server)) for _ in range(http.PLACES * 3)]
+        # It is let in after them, unless those who have to go have not left yet.
+        with suppress(ConnectionResetError, IndexError):
+            ask(server)
+        wait_until(lambda: _answers() <= http.PLACES, "they have left")
         for _ in range(5):
             assert is_alive(server)
         # Those that came first had to go.
         assert silent[0].recv(1) == b""
 
 
-def test_threads_are_bounded_while_answers_have_to_wait():
-    gate = threading.Event()
+def test_each_who_comes_to_full_places_has_another_one_go():
+    gate, here = threading.Event(), threading.Semaphore(0)
 
     def wait() -> Answer:
+        here.release()
         gate.wait(30)
         return Answer(HELLO)
 
     with closing(HttpServer({"/": wait}, host="127.0.0.1", port=0)) as server, ExitStack() as stack:
-        clients = [stack.enter_context(connect(server)) for _ in range(http.PLACES * 4)]
-        for client in clients:
-            with suppress(OSError):
-                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        # Those who wait for an answer cannot leave yet.
+        first = [stack.enter_context(connect(server)) for _ in range(http.PLACES)]
+        for client in first:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert here.acquire(timeout=20)
+        for _ in range(5):
+            stack.enter_context(connect(server))
+        assert [client.recv(1) for client in first[:5]] == [b""] * 5
+        gate.set()
+        assert first[5].recv(8) == b"HTTP/1.1"
+
+
+def test_threads_are_bounded_while_answers_have_to_wait():
+    gate, here = threading.Event(), threading.Semaphore(0)
+
+    def wait() -> Answer:
+        here.release()
+        gate.wait(30)
+        return Answer(HELLO)
+
+    with closing(HttpServer({"/": wait}, host="127.0.0.1", port=0)) as server, ExitStack() as stack:
+        for _ in range(2 * http.PLACES):
+            client = stack.enter_context(connect(server))
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            # Whoever waits for an answer cannot leave.
+            assert here.acquire(timeout=20)
         # All beyond the bound are turned away.
-        with suppress(ConnectionResetError):
-            assert clients[-1].recv(1) == b""
+        for _ in range(http.PLACES):
+            with connect(server) as client, suppress(ConnectionResetError):
+                assert client.recv(1) == b""
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("helena-http-answer") <= 2 * http.PLACES
         gate.set()
