@@ -24,6 +24,8 @@ _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 def read_object(text: bytes) -> dict[str, Any]:
     """Read one JSON object, perhaps after a byte order mark. Raises InvalidOperation."""
     try:
+        # Not left to the decoder, which has no exception of its own for it.
+        text.decode()
         value = _decode(text.removeprefix(_BOM))
     except UnicodeDecodeError:
         raise _invalid("it is not UTF-8") from None

@@ -225,7 +225,12 @@ def test_merge_keys_cannot_multiply():
     lines = ["a: &a {{{}}}".format(",".join(f"k{number}: 1" for number in range(10)))]
     for name, before in zip("bcdefgh", "abcdefg", strict=True):
         lines.append(f"{name}: &{name} {{<<: [{','.join([f'*{before}'] * 9)}]}}")
-    assert of("---\n{}\n---\n".format("\n".join(lines))).error is not None
+    nested = of("---\n{}\n---\n".format("\n".join(lines)))
+    # Some versions of the parser know each key once; with the others the block is refused.
+    assert nested.error is not None or len(nested.row["metadata"]["front_matter"]["h"]) == 10
+    keys = ",".join(f"k{number}: 1" for number in range(200))
+    wide = [f"a: &a {{{keys}}}", *(f"b{number}: {{<<: *a}}" for number in range(100))]
+    assert of("---\n{}\n---\n".format("\n".join(wide))).error is not None
     many = "a: &a {x: 1}\nb: {" + ", ".join(["<<: *a"] * 100) + "}"
     assert of(f"---\n{many}\n---\n").error is not None
 
