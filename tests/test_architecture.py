@@ -1,6 +1,7 @@
 """The rules of the rooms, executable: who may import whom, and who alone may import what."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +92,30 @@ def test_only_the_command_line_prints():
         name for name, node in NODES if isinstance(node, ast.Name) and node.id in {"print", "input"}
     }
     assert [name for name in printers if not name.startswith("cli/")] == []
+
+
+def test_no_function_takes_more_than_six_parameters_but_a_command_its_options():
+    long = [
+        f"{name}: {node.name}"
+        for name, node in NODES
+        if isinstance(node, ast.FunctionDef)
+        and (name.split("/")[0], node.name) != ("cli", "command")
+        and len([*node.args.args, *node.args.kwonlyargs]) > 6 + _is_method(node)
+    ]
+    assert long == []
+
+
+def _is_method(node: ast.FunctionDef) -> bool:
+    return any(argument.arg in ("self", "cls") for argument in node.args.args[:1])
+
+
+def test_nothing_is_exempt_from_the_linters():
+    mark = re.compile(r"#\s*(noqa|type: ?ignore|mypy:|ruff:)")
+    assert [str(path) for path in _sources() if mark.search(path.read_text("utf-8"))] == []
+
+
+def _sources() -> list[Path]:
+    return [*PACKAGE.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
 
 
 def test_there_is_no_drawer():

@@ -30,7 +30,7 @@ class DeadLetter(Struct, frozen=True):
     failed_at: float
 
 
-def bury(connection: sqlite3.Connection, dead: Sequence[Verdict], now: float) -> None:
+def bury(connection: sqlite3.Connection, dead: Sequence[Verdict], *, now: float) -> None:
     """Move operations out of their lanes."""
     connection.executemany(
         "INSERT OR IGNORE INTO dead_letters"

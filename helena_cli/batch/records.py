@@ -201,7 +201,7 @@ def _record(
         kind=kind,
         table=table,
         checks={name: check_of(hint) for name, hint in hints.items()},
-        required=fields.__required_keys__,  # type: ignore[attr-defined]  # every TypedDict has it
+        required=vars(fields)["__required_keys__"],
         defaults=defaults,
     )
 

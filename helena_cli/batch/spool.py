@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from heapq import merge
 from pathlib import Path
 from typing import Any, TypeVar
@@ -309,7 +310,7 @@ class Spool:
         """Move operations to the dead letters."""
         now = self._clock()
         for chunk in _chunks(dead):
-            self._file.transact(lambda connection: letters.bury(connection, chunk, now))  # noqa: B023
+            self._file.transact(partial(letters.bury, dead=chunk, now=now))
 
     def settle(self, outcome: Outcome, nonce: str, delays: Mapping[int, float]) -> None:
         """Forget what the database has; put back what is held, for `delays` seconds by id.
@@ -416,11 +417,8 @@ class Spool:
 
     def queued(self, table: str) -> Iterator[Operation]:
         """What waits in one lane, in order, read in pieces."""
-        query = f"{OPERATION} WHERE l.name = ? AND o.id > ? ORDER BY o.id LIMIT {CHUNK}"
         last = 0
-        while page := self._file.read(
-            lambda c: list(map(_operation, c.execute(query, (0, table, last))))  # noqa: B023
-        ):
+        while page := self._file.read(partial(_page, table=table, after=last)):
             yield from page
             last = page[-1].id
 
@@ -472,7 +470,7 @@ class Spool:
     def retry(self, ids: Iterable[int]) -> int:
         """Put dead letters back at the end of the queue, under new ids. Returns how many."""
 
-        def work(connection: sqlite3.Connection, chunk: Sequence[int]) -> int:
+        def work(chunk: Sequence[int], connection: sqlite3.Connection) -> int:
             rows = letters.remove(connection, chunk)
             if rows:
                 self._insert(connection, rows)
@@ -485,7 +483,7 @@ class Spool:
     def drop(self, ids: Iterable[int]) -> int:
         """Delete dead letters for good. Returns how many."""
 
-        def work(connection: sqlite3.Connection, chunk: Sequence[int]) -> int:
+        def work(chunk: Sequence[int], connection: sqlite3.Connection) -> int:
             count = len(letters.remove(connection, chunk))
             connection.execute("UPDATE counters SET dropped = dropped + ?", (count,))
             return count
@@ -493,11 +491,11 @@ class Spool:
         return self._by_chunks(ids, work)
 
     def _by_chunks(
-        self, ids: Iterable[int], work: Callable[[sqlite3.Connection, Sequence[int]], int]
+        self, ids: Iterable[int], work: Callable[[Sequence[int], sqlite3.Connection], int]
     ) -> int:
         count = 0
         for chunk in _chunks(list(ids)):
-            count += self._file.transact(lambda connection: work(connection, chunk))  # noqa: B023
+            count += self._file.transact(partial(work, chunk))
         return count
 
     def _meta(self, key: str) -> str | None:
@@ -518,6 +516,12 @@ def _operation(row: tuple[Any, ...]) -> Operation:
     if kind not in KINDS or type(data) is not bytes or data[-1:] != b"}":
         raise identity.Damaged(f"operation {identifier} is not what was queued")
     return Operation(identifier, kind, table, data, attempts, held_since, bool(due))
+
+
+def _page(connection: sqlite3.Connection, *, table: str, after: int) -> list[Operation]:
+    """The next operations of a lane, in order."""
+    query = f"{OPERATION} WHERE l.name = ? AND o.id > ? ORDER BY o.id LIMIT {CHUNK}"
+    return list(map(_operation, connection.execute(query, (0, table, after))))
 
 
 def _take(

@@ -52,8 +52,9 @@ All = Annotated[
 
 
 @with_common_options
-def command(  # noqa: PLR0913  # each is an option
+def command(
     common: Common,
+    *,
     older_than: OlderThan = None,
     user: User = None,
     pid: Pid = None,

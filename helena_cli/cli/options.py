@@ -100,6 +100,7 @@ class Common(NamedTuple):
 
 
 def _declared(
+    *,
     config: Config = None,
     dsn: Dsn = None,
     json: Json = False,
@@ -127,6 +128,6 @@ def with_common_options(
         raise typer.Exit(command(chosen, *arguments, **values))
 
     shown = [*own, *common.values()]
-    wrapper.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    vars(wrapper)["__signature__"] = inspect.Signature(shown)
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return wrapper

@@ -51,8 +51,9 @@ AllowAnySql = Annotated[
 
 
 @with_common_options
-def command(  # noqa: PLR0913  # each is an option
+def command(
     common: Common,
+    *,
     paths: Paths = None,
     dry_run: DryRun = False,
     prune: Prune = False,

@@ -71,7 +71,8 @@ class Session(Struct, frozen=True):
     @property
     def key(self) -> Key:
         """What it is called among the others."""
-        return self.gid if self.pid is None else self.pid  # type: ignore[return-value]  # one is set
+        # Without a pid it is a prepared transaction, which has a name.
+        return self.gid or "" if self.pid is None else self.pid
 
     @property
     def label(self) -> str:

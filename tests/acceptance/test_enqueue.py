@@ -171,6 +171,10 @@ def test_alone_it_needs_one_connection(helena: Program, helena_dsn: str):
     assert max(map(len, seen)) <= 1
 
 
+def _await_numbers(database: psycopg.Connection, count: int) -> None:
+    wait_until(lambda: len(numbers(database)) == count, "the line is written")
+
+
 def test_a_slow_writer_need_not_end_for_its_lines_to_be_written(
     helena: Program, database: psycopg.Connection
 ):
@@ -179,7 +183,7 @@ def test_a_slow_writer_need_not_end_for_its_lines_to_be_written(
         for number in range(3):
             process.stdin.write(lines({"n": number}))
             process.stdin.flush()
-            wait_until(lambda: len(numbers(database)) == number + 1, "the line is written")  # noqa: B023
+            _await_numbers(database, number + 1)
         output, _ = process.communicate(timeout=60)
     assert output == b"3 operations accepted.\n"
 

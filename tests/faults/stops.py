@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 
@@ -111,7 +112,7 @@ def _tear(stop: _Stop) -> None:
         stop.reached(HALF_A_RECORD)
         return written
 
-    os.pwrite = half  # type: ignore[assignment]
+    patch.object(os, "pwrite", half).start()
 
 
 def _lose_the_answer(stop: _Stop) -> None:
@@ -136,4 +137,4 @@ def _lose_the_answer(stop: _Stop) -> None:
             connection.close()
             raise psycopg.OperationalError("COMMIT failed")
 
-    Transaction.commit = sending  # type: ignore[method-assign, assignment]
+    patch.object(Transaction, "commit", sending).start()

@@ -108,7 +108,7 @@ def test_a_line_that_fails_in_every_way_loses_and_doubles_nothing(
             written = _written(far_host)
             fault(proxy, chance)
             figures["faults of the line"] += 1
-            wait_until(lambda: _written(far_host) > written, f"a flush after {fault}")  # noqa: B023
+            _await_flush(far_host, written, f"a flush after {fault}")
         rounds += 1
         far_host.law()
     _check(far_host, crowd, figures)
@@ -129,7 +129,7 @@ def test_a_flusher_killed_before_it_learns_of_its_commit_loses_and_doubles_nothi
         rounds += 1
         flusher = crowd.start(flush=True, rough=chance.random() < 0.3)
         written = _written(far_host)
-        wait_until(lambda: _written(far_host) > written, "a flush")  # noqa: B023
+        _await_flush(far_host, written, "a flush")
         if chance.random() < 0.5:
             # The answer is lost, and who waited for it dies before it can ask again.
             _lose(b"COMMIT", proxy, chance)
@@ -147,6 +147,10 @@ def test_a_flusher_killed_before_it_learns_of_its_commit_loses_and_doubles_nothi
 
 def _written(host: Host) -> int:
     return int(host.sql("SELECT count(*) FROM fault_log")[0][0])
+
+
+def _await_flush(host: Host, written: int, what: str) -> None:
+    wait_until(lambda: _written(host) > written, what)
 
 
 def _check(host: Host, crowd: Crowd, figures: Counter[str]) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 
 import pytest
@@ -143,6 +143,11 @@ def take_all_room(disk: Path) -> Path:
     raise AssertionError("the disk never became full")
 
 
+def _await_more(noted: Callable[[], Sized], known: int, what: str) -> None:
+    # After several failures the flusher waits up to a minute before it tries again.
+    wait_until(lambda: len(noted()) > known, what, limit=90)
+
+
 def test_a_disk_that_is_full_again_and_again_loses_nothing_it_accepted(
     disk: Path, host: Host, notes: Notes, minutes: float, seed: int, figures: Counter[str]
 ):
@@ -154,10 +159,9 @@ def test_a_disk_that_is_full_again_and_again_loses_nothing_it_accepted(
             while rounds < 3 or time.monotonic() < deadline:
                 rounds += 1
                 known, told = len(notes.accepted()), len(notes.refused())
-                # After several failures the flusher waits up to a minute before it tries again.
-                wait_until(lambda: len(notes.accepted()) > known + 100, "room", limit=90)  # noqa: B023
+                _await_more(notes.accepted, known + 100, "room")
                 ballast = take_all_room(disk)
-                wait_until(lambda: len(notes.refused()) > told, "a refusal")  # noqa: B023
+                _await_more(notes.refused, told, "a refusal")
                 time.sleep(chance.uniform(0, 0.5))
                 ballast.unlink()
             notes.end.touch()

@@ -85,7 +85,9 @@ def test_an_id_that_the_database_has_is_never_given_out_again(host: Host):
     assert host.numbers() == [0, 1]
 
 
-def test_a_request_to_flush_is_not_taken_back_by_an_older_one(host: Host):
+def test_a_request_to_flush_is_not_taken_back_by_an_older_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+):
     path = path_of_parts(host)
     with closing(Spool.open(path)) as spool, closing(Spool.open(path)) as other:
         cycle, writer = make_cycle(host, spool, policy=ONLY_WHEN_ASKED)
@@ -100,7 +102,7 @@ def test_a_request_to_flush_is_not_taken_back_by_an_older_one(host: Host):
                 spool.request_flush()
                 return transact(*given, **named)
 
-            other._file.transact = late  # type: ignore[method-assign]
+            monkeypatch.setattr(other._file, "transact", late)
             other.request_flush()
             cycle.turn()
             assert host.numbers() == [0, 1]

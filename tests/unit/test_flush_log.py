@@ -130,6 +130,10 @@ def test_for_programs_each_flush_is_one_json_object(
     ]
 
 
+def _await_lines(printed: Printed, count: int) -> None:
+    wait_until(lambda: len(printed.lines()) > count, "lines")
+
+
 def test_no_flush_is_missed_or_doubled_however_they_fall_between_two_looks(
     spool: Spool, printed: Printed, monkeypatch: pytest.MonkeyPatch
 ):
@@ -138,7 +142,7 @@ def test_no_flush_is_missed_or_doubled_however_they_fall_between_two_looks(
         for number in range(2 * KEPT_FLUSHES):
             spool.record(flush(number))
             if number % 50 == 0:
-                wait_until(lambda: len(printed.lines()) > number - 100, "lines")  # noqa: B023
+                _await_lines(printed, number - 100)
     counted = [json.loads(line)["operations"] for line in printed.lines()]
     assert counted == list(range(2 * KEPT_FLUSHES))
 

@@ -38,12 +38,13 @@ def bad(clock: str, error: str = "connection refused.") -> FlushRecord:
 
 def screen(seen: Seen, *, width: int = 80, height: int = 24, bars: str = BARS) -> list[str]:
     """The lines of a picture, which fit."""
-    console = Console(file=io.StringIO(), width=width, height=height)
+    file = io.StringIO()
+    console = Console(file=file, width=width, height=height)
     lines = compose(seen, console, bars=bars)
     assert len(lines) < height
     assert all(line.cell_len <= width for line in lines)
     console.print(*lines, sep="\n")
-    printed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    printed = file.getvalue().splitlines()
     assert [line.rstrip() for line in printed] == [line.plain.rstrip() for line in lines]
     return [line.plain.rstrip() for line in lines]
 

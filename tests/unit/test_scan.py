@@ -4,6 +4,7 @@ import hashlib
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,9 @@ def write(path: Path, content: bytes = b"x") -> Path:
     return path
 
 
-def walked(root: Path, within: str = "", **settings: tuple[str, ...]) -> list[str]:
+def walked(root: Path, within: str = "", **settings: Any) -> list[str]:
     """The paths found under a root."""
-    documents = Filter(root, DocumentSettings(**settings))  # type: ignore[arg-type]
+    documents = Filter(root, DocumentSettings(**settings))
     found = list(walk(root, within, documents=documents))
     assert not any(isinstance(item, Unreadable) for item in found)
     return [item.path for item in found]

@@ -212,38 +212,31 @@ def _jobs(instance: Instance, wanted: Wanted, found: Sequence[Running]) -> Itera
         autostart = (options.get("autostart") or "true").lower() not in ("false", "no", "off", "0")
         meant = name in wanted.services or pids or wanted.runs(programs(_words(command)))
         if meant and (running or autostart):
-            yield _job(instance, path, name, command, pids=pids, running=running, auto=autostart)
+            edited = path if autostart else None
+            yield Job(
+                supervisor="supervisord",
+                name=name,
+                command=masked(command),
+                undo=_by_hand(instance, name, running, edited),
+                pids=pids,
+                place=str(instance.config),
+                facts={
+                    "supervisorctl": instance.supervisorctl,
+                    "file": str(path),
+                    "running": " ".join(running),
+                    "autostart": autostart,
+                },
+            )
 
 
-def _job(  # noqa: PLR0913  # each is a fact of its own
-    instance: Instance,
-    path: Path,
-    name: str,
-    command: str,
-    *,
-    pids: tuple[int, ...],
-    running: Sequence[str],
-    auto: bool,
-) -> Job:
+def _by_hand(instance: Instance, name: str, running: Sequence[str], edited: Path | None) -> str:
+    """How a person undoes what holding a program does; `edited` is the file that gets a line."""
     ctl = f"{instance.supervisorctl} -c {instance.config}"
-    by_hand = [
-        *([f"in {path} take the line marked '{MARK} {name}' out"] if auto else []),
+    steps = [
+        *([f"in {edited} take the line marked '{MARK} {name}' out"] if edited else []),
         *([f"{ctl} start {' '.join(running)}"] if running else []),
     ]
-    return Job(
-        supervisor="supervisord",
-        name=name,
-        command=masked(command),
-        undo="; ".join(by_hand),
-        pids=pids,
-        place=str(instance.config),
-        facts={
-            "supervisorctl": instance.supervisorctl,
-            "file": str(path),
-            "running": " ".join(running),
-            "autostart": auto,
-        },
-    )
+    return "; ".join(steps)
 
 
 def _instance(job: Job) -> Instance:
