@@ -21,7 +21,7 @@ from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.engine import Engine
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.spool import Spool
-from helena_cli.batch.spoolfile import translated
+from helena_cli.batch.trouble import translated
 from helena_cli.errors import DatabaseUnreachable, HelenaError
 from helena_cli.settings import Settings
 

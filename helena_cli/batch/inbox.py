@@ -17,7 +17,6 @@ import mmap
 import os
 import struct
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from helena_cli.batch.gate import wait_for_lock
 from helena_cli.batch.operation import KINDS, Kind, Operation
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,6 @@ RESERVE = 1024 * 1024
 
 #: Bytes after which it looks again how much is free.
 _LOOK_EVERY = 64 * 1024
-
-#: Seconds between two tries to get the lock, and before giving up: its holder may be stopped.
-_POLL = 0.0001
-_PATIENCE = 30.0
 
 
 class Content(Struct, frozen=True):
@@ -108,7 +104,7 @@ class Inbox:
         page = self._open()
         # Not `_locked`, which is the same: it would take a tenth of a caller's time.
         try:
-            self._lock_file()
+            wait_for_lock(self._fd)
             start, end = _bounds(page)
             ids = self._next_ids(page, len(rows))
             records = b"".join(map(_record, ids, rows))
@@ -230,23 +226,10 @@ class Inbox:
         page = self._open()
         # Within the try: an interrupt may come as soon as the lock is there.
         try:
-            self._lock_file()
+            wait_for_lock(self._fd)
             yield page
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _lock_file(self) -> None:
-        deadline = 0.0
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                deadline = deadline or time.monotonic() + _PATIENCE
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL)
-            else:
-                return
 
     def _open(self) -> mmap.mmap:
         """The page, of the file that lies at the path now."""
@@ -260,7 +243,7 @@ class Inbox:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._inode = os.fstat(self._fd).st_ino
         try:
-            self._lock_file()
+            wait_for_lock(self._fd)
             self._begin()
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)

@@ -6,7 +6,7 @@ import time
 import weakref
 from pathlib import Path
 
-from helena_cli.batch.spoolfile import translated
+from helena_cli.batch.trouble import translated
 
 #: Seconds between two looks at a lock that somebody else holds.
 POLL = 0.05

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from heapq import merge
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from helena_cli.batch import (
     lanes,
     ledger,
     letters,
+    queued,
     report,
     spoolfile,
     standing,
@@ -43,7 +43,7 @@ from helena_cli.batch.ledger import (
     Queue,
 )
 from helena_cli.batch.letters import DeadLetter
-from helena_cli.batch.operation import KINDS, Operation, encode
+from helena_cli.batch.operation import Operation, encode
 from helena_cli.batch.report import Report
 from helena_cli.batch.spoolfile import Durability, SpoolFile
 from helena_cli.batch.standing import Standing
@@ -272,9 +272,8 @@ class Spool:
         of what is in the tables, which is older than what is not.
         """
         now = self._clock()
-        return self._file.read(
-            lambda connection: _take(connection, limit, max_bytes, lane, now), fresh=fresh
-        )
+        look = partial(queued.take, limit=limit, max_bytes=max_bytes, lane=lane, now=now)
+        return self._file.read(look, fresh=fresh)
 
     def standing(self) -> Standing:
         """What the flusher has to know of the tables before it looks what there is to write."""
@@ -418,7 +417,7 @@ class Spool:
     def queued(self, table: str) -> Iterator[Operation]:
         """What waits in one lane, in order, read in pieces."""
         last = 0
-        while page := self._file.read(partial(_page, table=table, after=last)):
+        while page := self._file.read(partial(queued.page, table=table, after=last)):
             yield from page
             last = page[-1].id
 
@@ -502,49 +501,6 @@ class Spool:
         query = "SELECT value FROM meta WHERE key = ?"
         row = self._file.read(lambda c: c.execute(query, (key,)).fetchone(), fresh=False)
         return str(row[0]) if row and row[0] else None
-
-
-OPERATION = (
-    "SELECT o.id, o.kind, l.name, o.data, o.attempts, o.held_since, o.held_since IS NULL OR"
-    " o.retry_at <= ? FROM operations o JOIN lanes l ON l.id = o.lane"
-)
-
-
-def _operation(row: tuple[Any, ...]) -> Operation:
-    identifier, kind, table, data, attempts, held_since, due = row
-    # SQLite does not notice when the last page of a long row is lost.
-    if kind not in KINDS or type(data) is not bytes or data[-1:] != b"}":
-        raise identity.Damaged(f"operation {identifier} is not what was queued")
-    return Operation(identifier, kind, table, data, attempts, held_since, bool(due))
-
-
-def _page(connection: sqlite3.Connection, *, table: str, after: int) -> list[Operation]:
-    """The next operations of a lane, in order."""
-    query = f"{OPERATION} WHERE l.name = ? AND o.id > ? ORDER BY o.id LIMIT {CHUNK}"
-    return list(map(_operation, connection.execute(query, (0, table, after))))
-
-
-def _take(
-    connection: sqlite3.Connection, limit: int, max_bytes: int, lane: str | None, now: float
-) -> list[Operation]:
-    found = connection.execute(
-        "SELECT id FROM lanes WHERE inserts + updates + messages > 0"
-        " AND CASE WHEN ?1 IS NULL THEN reason IS NULL ELSE name = ?1 END",
-        (lane,),
-    ).fetchall()
-    fresh = f"{OPERATION} WHERE o.lane = ? AND o.held_since IS NULL ORDER BY o.id LIMIT ?"
-    held = f"{OPERATION} WHERE o.lane = ? AND o.held_since IS NOT NULL"
-    taken: list[Operation] = []
-    room = max_bytes
-    # Cursors are lazy: merging them reads only what is taken.
-    for row in merge(*(connection.execute(fresh, (now, number, limit)) for (number,) in found)):
-        room -= len(row[3])
-        if taken and (room < 0 or len(taken) >= limit):
-            break
-        taken.append(_operation(row))
-    for (number,) in found:
-        taken.extend(map(_operation, connection.execute(held, (now, number))))
-    return sorted(taken, key=lambda operation: operation.id)
 
 
 def _deletion(ids: Sequence[int], counter: str) -> Callable[[sqlite3.Connection], None]:

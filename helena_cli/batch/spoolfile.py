@@ -7,7 +7,6 @@ whoever opens the file, and the repair of a damaged one. SQLite alone lets write
 in sleeps of milliseconds.
 """
 
-import errno
 import fcntl
 import logging
 import os
@@ -15,14 +14,16 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from helena_cli.batch import fold, identity, salvage
+from helena_cli.batch import fold, identity, salvage, trouble
+from helena_cli.batch.gate import wait_for_lock
 from helena_cli.batch.inbox import Inbox, InboxFull, InboxNew, Row, put_on_disk
-from helena_cli.errors import SpoolError, SpoolFull, SpoolUnavailable
+from helena_cli.batch.trouble import is_damage, is_full, translated
+from helena_cli.errors import SpoolError
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +33,12 @@ Durability = Literal["process", "power"]
 
 #: How long a writer waits for another one, in seconds; a write takes milliseconds.
 BUSY_TIMEOUT = 30.0
-GATE_POLL = 0.0001
 
 #: The write-ahead log is folded into the file when it is larger than this, in bytes.
 CHECKPOINT_BYTES = 32 * 1024 * 1024
 
 #: The inbox is folded into the tables when it is larger than this, in bytes.
 INBOX_BYTES = 64 * 1024 * 1024
-
-#: With less room than this on its disk, in bytes, a failed write means that the disk is full.
-ROOM = 1024 * 1024
 
 
 class SpoolFile:
@@ -200,9 +197,9 @@ class SpoolFile:
 
     def checkpoint(self, *, at_least: int = CHECKPOINT_BYTES) -> None:
         """Fold a log of so many bytes into the file. Only the holder of the lease does it."""
-        if _room(self.path) < 2 * ROOM:
+        if trouble.room(self.path) < 2 * trouble.ROOM:
             # A long log takes the room that it needs itself to be folded.
-            at_least = min(at_least, ROOM // 16)
+            at_least = min(at_least, trouble.ROOM // 16)
         with suppress(FileNotFoundError):
             if os.stat(f"{self.path}-wal").st_size < at_least:
                 return
@@ -288,16 +285,10 @@ class SpoolFile:
         """Wait for the gate, but not for ever: its holder may be a stopped process."""
         if self._gate < 0:
             self._gate = os.open(f"{self.path}.gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + BUSY_TIMEOUT
-        while True:
-            try:
-                fcntl.flock(self._gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise _no_answer(self.path, "another process does not let it go") from None
-                time.sleep(GATE_POLL)
-            else:
-                return
+        try:
+            wait_for_lock(self._gate)
+        except BlockingIOError:
+            raise trouble.no_answer(self.path, "another process does not let it go") from None
 
     def _leave_gate(self) -> None:
         if self._gate >= 0:
@@ -413,75 +404,6 @@ def used_bytes(connection: sqlite3.Connection) -> int:
         for name in ("page_count", "freelist_count", "page_size")
     )
     return int((pages - free) * size)
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether the file is not, or no longer, a database, or holds what nobody wrote."""
-    if isinstance(error, identity.Damaged):
-        return True
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        # The only one of this class that does not come from SQLite: a text is not Unicode.
-        return type(error) is sqlite3.OperationalError
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def is_full(error: sqlite3.Error) -> bool:
-    """Whether there was no room on the disk."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn the errors of SQLite and of the file system into Helena's."""
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        # A bug, and not the file's fault.
-        raise
-    except sqlite3.Error as error:
-        raise _translate(error, getattr(error, "sqlite_errorcode", 0) & 0xFF, path) from error
-    except BlockingIOError as error:
-        raise _no_answer(path, "another process does not let it go") from error
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        code = sqlite3.SQLITE_FULL if full else sqlite3.SQLITE_CANTOPEN
-        raise _translate(error, code, path) from error
-
-
-def _translate(error: Exception, code: int, path: Path) -> SpoolError:
-    # Some files must grow before SQLite writes into them; it does not say then what was in the way.
-    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _room(path) < ROOM):
-        return SpoolFull(
-            f"The disk of the queue is full ({path}); the operation was not accepted.",
-            remedy="Free some space, or move the state directory (HELENA_STATE_DIR).",
-        )
-    if code in (
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_IOERR,
-    ):
-        return SpoolUnavailable(
-            f"The queue {path} cannot be used: {error}.",
-            remedy="Helena needs a local directory that it may write to: set HELENA_STATE_DIR.",
-        )
-    return _no_answer(path, str(error))
-
-
-def _no_answer(path: Path, reason: str) -> SpoolError:
-    return SpoolError(
-        f"The queue {path} did not answer: {reason}.",
-        remedy="Another process may hold it; try again, and look with: helena status.",
-    )
-
-
-def _room(path: Path) -> int:
-    try:
-        disk = os.statvfs(path.parent)
-    except OSError:
-        return ROOM
-    return disk.f_bavail * disk.f_frsize
 
 
 def _size(path: str) -> int:
