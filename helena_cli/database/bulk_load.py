@@ -5,7 +5,7 @@ means what the statement means; whatever else comes up is undone, and left to th
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import psycopg
@@ -97,13 +97,7 @@ class BulkLoad:
         """Raises _Refused when the table has one of these keys, or may have it, or differs."""
         if rows[-1].value is Special.BAD:
             raise _Refused
-        names = self._table.keys[key]
-        if len(names) == 1:
-            keys = [{names[0]: row.value} for row in rows]
-        else:
-            keys = [
-                dict(zip(names, cast("tuple[Any, ...]", row.value), strict=True)) for row in rows
-            ]
+        names, keys = self._table.keys[key], [row.value for row in rows]
         updates = rows[0].mode is Mode.UPSERT
         query = transaction.compose(statement.any_exists(self._table, names, updates=updates))
         parameters = [*self._columns(rows), Json(keys, dumps=msgspec.json.encode)]

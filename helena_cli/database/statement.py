@@ -37,7 +37,7 @@ INSERT INTO {table} ({columns}) {overriding}
 SELECT {r_columns} FROM json_to_recordset($1) AS r({types})"""
 
 _ANY_EXISTS = """\
-SELECT EXISTS (SELECT FROM json_to_recordset($3) AS r({types}) JOIN {table} AS t ON {match}), """
+SELECT EXISTS (SELECT FROM json_array_elements($3) AS r(key) JOIN {table} AS t ON {match}), """
 
 # COPY holds a lock on the table, and so does the question above: it stays as it is found here.
 _DIFFERS = """\
@@ -89,11 +89,18 @@ def copy(table: Table, names: Sequence[str]) -> sql.Composed:
 
 
 def any_exists(table: Table, key: Sequence[str], *, updates: bool) -> sql.Composed:
-    """Whether the table has one of the keys in $3 already; and whether it `differs`."""
-    types = _types([column for column in table.columns if column.name in set(key)])
-    match = _list("t.{0} = r.{0}", key, " AND ")
+    """Whether the table has one of the keys in $3 already; and whether it `differs`.
+
+    $3 is an array in JSON; a key of several columns is an array of its values.
+    """
+    types = {column.name: sql.SQL(column.type) for column in table.columns}
+    parts = ["#>> '{}'"] if len(key) == 1 else [f"->> {n}" for n in range(len(key))]
+    match = sql.SQL(" AND ").join(
+        sql.SQL("t.{} = (r.key {})::{}").format(sql.Identifier(name), sql.SQL(part), types[name])
+        for name, part in zip(key, parts, strict=True)
+    )
     name = sql.Identifier(table.schema, table.name)
-    question = sql.SQL(_ANY_EXISTS).format(table=name, types=types, match=match)
+    question = sql.SQL(_ANY_EXISTS).format(table=name, match=match)
     return question + _differs(table, key, updates=updates)
 
 
