@@ -90,7 +90,11 @@ def _are_plain(values: Iterable[Any]) -> bool:
         kind = type(value)
         if kind is str or kind is int or kind is bool or value is None:
             continue
-        if kind is dict:
+        if kind is float:
+            # Not NaN and no infinity, for which JSON has no form.
+            if value - value != 0:
+                return False
+        elif kind is dict:
             for key in value:
                 if type(key) is not str:
                     return False

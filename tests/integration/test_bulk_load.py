@@ -175,6 +175,16 @@ def test_groups_of_different_columns_are_loaded_each_for_itself(desk: Desk, copi
     ]
 
 
+@pytest.mark.parametrize("space", ["\n", "\t", "\r", "\n\t"])
+def test_space_between_values_is_no_delimiter(desk: Desk, copies: Copies, space: str):
+    desk.sql("CREATE TABLE t (x text)")
+    for _ in range(ROWS):
+        desk.add_json("insert", "t", f'{{"x":[1,{space}2]}}')
+    assert desk.flush().rows == ROWS
+    assert copies == [2 * ROWS if space == "\n" else -1]
+    assert desk.sql("SELECT x, count(*) FROM t GROUP BY x") == [(f"[1,{space}2]", ROWS)]
+
+
 def test_names_that_need_quotes_are_quoted(desk: Desk, copies: Copies):
     names = ['a"b', "c d", "COPY", "%s", "$1", "é", "{}", "\\", "'"]
     columns = ", ".join('"' + name.replace('"', '""') + '" text' for name in names)
