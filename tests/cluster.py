@@ -30,6 +30,10 @@ SETTINGS: Mapping[str, str] = {
 }
 
 
+#: Bytes that all clusters at one time need, at most.
+ROOM = 4 * 1024**3
+
+
 class Cluster:
     """Made on the first start, deleted by `close`. Reached by a Unix socket, and by TCP when asked.
 
@@ -40,8 +44,7 @@ class Cluster:
     def __init__(
         self, binaries: Path, *, tcp: bool = False, settings: Mapping[str, str] | None = None
     ) -> None:
-        # Not tmp_path: a socket's path may have about 100 characters.
-        self.folder = Path(tempfile.mkdtemp(prefix="helena-", dir="/tmp"))
+        self.folder = Path(tempfile.mkdtemp(prefix="helena-", dir=_place()))
         self.account = _server_user()
         if self.account:
             os.chown(self.folder, self.account["user"], self.account["group"])
@@ -109,6 +112,16 @@ class Cluster:
 
     def _call(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return _call(self.folder, self.account, self.binaries / program, *arguments)
+
+
+def _place() -> str:
+    """Where clusters lie: in memory, where there is plenty of it.
+
+    Not in tmp_path: a socket's path may have about 100 characters.
+    """
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free >= ROOM
+    return str(memory) if roomy and os.access(memory, os.W_OK) else "/tmp"
 
 
 class _Mould:
