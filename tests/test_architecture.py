@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import helena_cli
@@ -66,6 +67,26 @@ def test_imports_go_down_only():
         if FLOOR.get(room(module), -1) <= FLOOR[room(name)]
     ]
     assert up == []
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    """Not even inside of functions; what only the type checker imports does not count."""
+    for_types = {
+        child
+        for _, node in NODES
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    files = {path.removesuffix(".py").replace("/", "."): path for path in TREES}
+    graph: dict[str, set[str]] = {path: set() for path in TREES}
+    for name, node in NODES:
+        if isinstance(node, ast.ImportFrom) and node not in for_types:
+            for alias in node.names:
+                found = f"{node.module}.{alias.name}".removeprefix("helena_cli.")
+                for module in files.keys() & {found, found.rpartition(".")[0]}:
+                    graph[name].add(files[module])
+    # Raises CycleError, which names them.
+    TopologicalSorter(graph).prepare()
 
 
 def test_each_foreign_package_has_one_door():

@@ -15,7 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from helena_cli.documents import front_matter
-from helena_cli.documents.front_matter import clean
+from helena_cli.documents.block import FrontMatter, clean
 from helena_cli.documents.rules import CLASSIFICATIONS, Classifier, compile_rules
 from helena_cli.settings import DocumentSettings
 
@@ -138,9 +138,7 @@ def _time(nanoseconds: int) -> str:
     return f"{at.replace(tzinfo=None).isoformat()}Z"
 
 
-def _metadata(
-    source: Source, text: str, matter: front_matter.FrontMatter, preview_chars: int
-) -> dict[str, Any]:
+def _metadata(source: Source, text: str, matter: FrontMatter, preview_chars: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "namespace": source.namespace,
         "path": source.path,

@@ -17,7 +17,7 @@ import frontmatter
 import yaml
 from frontmatter.default_handlers import BaseHandler, JSONHandler, YAMLHandler
 
-from helena_cli.documents.front_matter import BOUNDARY, FrontMatter, clean
+from helena_cli.documents.block import BOUNDARY, FrontMatter, clean
 
 if TYPE_CHECKING:
     from yaml import SafeLoader as _SafeLoader
@@ -163,7 +163,8 @@ def _mapping(value: Any) -> dict[Any, Any]:
 
 
 def _describe(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    # The name that libyaml gives to a text helps nobody.
+    text = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
     if isinstance(error, LookupError | AttributeError | RecursionError):
         text = f"{type(error).__name__}: {text}"
     return clean(text[:300])

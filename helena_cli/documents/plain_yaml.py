@@ -12,21 +12,23 @@ from typing import Any
 #: Of a block up to this length no value can be too large to be kept. Characters.
 _LONGEST = 4096
 
-_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:Z|[+-][0-9]{2}:[0-9]{2})"
 _DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+#: Newer versions of Python know an hour 24, YAML does not.
+_TIME = _DAY + r"T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:Z|[+-][0-9]{2}:[0-9]{2})"
 _NUMBER = r"-?(?:0|[1-9][0-9]{0,17})"
 _QUOTED = r"""\"[^"\\]*\"|'[^']*'"""
 #: What begins with a letter or a slash is text, but for a few words, as long as no colon ends it.
 _TEXT = r"(?:[^\W\d]|/)[^:#]*+(?::(?=[^ :#])[^:#]*+)*+"
-#: Within brackets more characters have a meaning.
-_ITEM_TEXT = r"(?:[^\W\d]|/)[^:#,\[\]{}]*+"
+#: Within brackets more characters have a meaning, the question mark to some parsers.
+_ITEM_TEXT = r"(?:[^\W\d]|/)[^:#?,\[\]{}]*+"
 
 _VALUE = rf"(?:({_TIME})|({_DAY})|({_NUMBER})|({_QUOTED})|({_TEXT})) *"
 _ITEM = rf"(?:({_TIME})|({_DAY})|({_NUMBER})|({_QUOTED})|({_ITEM_TEXT})) *"
 _UNNAMED_ITEM = re.sub(r"\((?!\?)", "(?:", _ITEM)
 _LIST = rf"\[ *((?:{_UNNAMED_ITEM}(?:, *{_UNNAMED_ITEM})*+)?)\] *"
 
-_ENTRY = re.compile(rf"([A-Za-z_][\w-]*):(?: +(?:{_VALUE}|{_LIST}))? *")
+#: YAML refuses keys of more than 1,024 characters.
+_ENTRY = re.compile(rf"([A-Za-z_][\w-]{{0,99}}):(?: +(?:{_VALUE}|{_LIST}))? *")
 #: The number of the group of a list there.
 _AT_LIST = 7
 _BLOCK_ITEM = re.compile(rf"( *)- +{_VALUE}")

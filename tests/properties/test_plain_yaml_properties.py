@@ -22,6 +22,9 @@ WORDS = PIECES.split()
 ODD = (" ", "  ", "\t", ": ", ":", " #", "#", ", ", ",", "[", "]", '"', "'", "\x7f", "\xa0", "…")
 BREAKS = ("\n", "\n", "\n  ", "\n- ", "\n  - ", "\n\n", "\r", "\x85", "\u2028", "\ufeff", "\ufffe")
 
+#: Both that may be in use.
+LOADERS = {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)}
+
 LINES = st.builds(
     lambda key, colon, value, end: key + colon + "".join(value) + end,
     st.sampled_from(KEYS),
@@ -51,14 +54,18 @@ def as_json(value: Any) -> Any:
 @example("\na: b\n c\n")
 @example("\na: b\x85c: d\n")
 @example("\na: b\x7fc\n")
+@example("\na: [why?, b]\n")
+@example(f"\n{'k' * 1100}: a\n")
+@example("\na: 2024-01-02T24:00:00Z\n")
 @example("\na: [b, 'c, d', \"e\", 1, 2024-01-02]\nb: null\nc:\n  - x\n  - /y\nd: 1\n")
 def test_what_is_read_without_a_parser_is_what_yaml_reads(block: str):
     fields = plain_yaml.read(block)
     event("left to YAML" if fields is None else "read")
     if fields is not None:
-        values = yaml.load(block, Loader=yaml.SafeLoader)
-        # The text tells 1 from true, and the order of the keys.
-        assert repr(fields) == repr(as_json(values or {}))
+        for loader in LOADERS:
+            values = yaml.load(block, Loader=loader)
+            # The text tells 1 from true, and the order of the keys.
+            assert repr(fields) == repr(as_json(values or {}))
 
 
 def test_the_usual_front_matter_is_read_without_a_parser():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helena_cli.batch.operation import encode
-from helena_cli.documents import front_matter
+from helena_cli.documents import block
 from helena_cli.documents.extract import TEXT_BYTES, Document, Source, document_id, extract
 from helena_cli.documents.rules import compile_rules
 from helena_cli.errors import ConfigurationError
@@ -203,6 +203,13 @@ def test_deep_nesting_of_one_value_costs_only_that_value():
     document = of(f"---\ntitle: T\ndeep:\n{deep}last: x\n---\n")
     assert document.error == "front matter: deep is nested too deeply, or contains itself"
     assert document.row["metadata"]["front_matter"] == {"title": "T", "last": "x"}
+
+
+def test_the_error_of_broken_yaml_names_the_line_of_the_file():
+    error = of("---\nauthor: me\ntitle: [never closed\n---\ntext\n").error
+    assert error is not None
+    assert "at line 3, column 8" in error
+    assert "unicode string" not in error
 
 
 def test_front_matter_that_contains_itself_is_cut():
@@ -561,5 +568,5 @@ def test_two_problems_are_both_told():
 
 def test_clean_leaves_ordinary_text_alone():
     text = "ünï \N{OWL}\t\n"
-    assert front_matter.clean(text) == text
-    assert front_matter.clean("a\0b\ud800c") == "a\ufffdb\ufffdc"
+    assert block.clean(text) == text
+    assert block.clean("a\0b\ud800c") == "a\ufffdb\ufffdc"
