@@ -211,7 +211,8 @@ def _grant(text: str) -> str:
         "relation": f"SELECT, INSERT, UPDATE ON TABLE {name}",
         "sequence": f"USAGE ON SEQUENCE {name}",
         "schema": f"USAGE ON SCHEMA {name}",
-        "database": f"CONNECT ON DATABASE {name}",
+        # Not CONNECT: a statement has come so far.
+        "database": f"CREATE ON DATABASE {name}",
         "function": f"EXECUTE ON FUNCTION {name}",
     }
     if kind not in rights:

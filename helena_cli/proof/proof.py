@@ -10,7 +10,7 @@ from helena_cli.errors import HelenaError
 from helena_cli.proof import promises, race
 from helena_cli.proof.promises import Lone, Promise
 from helena_cli.proof.race import Figures
-from helena_cli.proof.steps import Step, Steps
+from helena_cli.proof.steps import Step, Steps, told
 from helena_cli.proof.trial import Trial
 from helena_cli.runtime import Runtime
 
@@ -64,7 +64,7 @@ def prove(runtime: Runtime, *, operations: int, tell: Tell) -> Proof:
         try:
             return _compare(trial, tuple(steps), lone, operations, tell)
         except HelenaError as error:
-            failed = Step("before and after", False, f"{error} {error.remedy}")
+            failed = Step("before and after", False, told(error))
             return Proof((*steps, failed))
 
 

@@ -39,6 +39,12 @@ class Failed(HelenaError):
         super().__init__(message, remedy=remedy)
 
 
+def told(error: HelenaError) -> str:
+    """What happened and what to do, as sentences."""
+    message = str(error)
+    return f"{message if message.endswith('.') else f'{message}.'} {error.remedy}".strip()
+
+
 class Steps:
     """All steps, in an order in which each relies on the ones before it."""
 
@@ -57,7 +63,7 @@ class Steps:
             try:
                 yield Step(name, True, work())
             except HelenaError as error:
-                yield Step(name, False, f"{error} {error.remedy}".strip())
+                yield Step(name, False, told(error))
                 needed_failed = name if needed else ""
 
     def _all(self) -> tuple[tuple[str, bool, Callable[[], str]], ...]:
@@ -67,6 +73,7 @@ class Steps:
             ("tables of Helena", True, self._schema),
             ("keys of the known tables", False, self._keys),
             ("nobody in the way", False, self._nobody_in_the_way),
+            ("place of the queue", False, self._place),
             ("scratch schema", True, self._scratch),
             ("write and read back", False, self._write),
             ("update", False, self._update),
@@ -120,6 +127,10 @@ class Steps:
                 "See who it is: helena status; free it: helena clear-locks.",
             )
         return "no known table is locked against everybody"
+
+    def _place(self) -> str:
+        path, waiting = self._trial.place_of_queue()
+        return f"{path} can be written; {waiting:,} operations wait there"
 
     def _scratch(self) -> str:
         return f"{self._trial.scratch.name}, dropped at the end"

@@ -1,5 +1,6 @@
 """The stage of a trial: a schema and a state directory of its own, both removed afterwards."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 #: Accepts so many operations and is killed before it could write one.
 _KILLED = """\
-import os, signal, sys
+import json, sys
+sys.path[:] = json.loads(sys.argv[4])
+import os, signal
 from pathlib import Path
 from helena_cli.batch.spool import Spool
 spool = Spool.open(Path(sys.argv[1]))
@@ -112,6 +115,15 @@ class Trial:
         """Seconds between two flushes, as the user has set it."""
         return self._outer.settings.batch.interval
 
+    def place_of_queue(self) -> tuple[Path, int]:
+        """Where the user's own queue lies, and how many operations wait in it.
+
+        No operation is put into it. Raises SpoolError when it cannot be written.
+        """
+        spool = self._outer.spool
+        spool.request_flush()
+        return spool.path, spool.queue().total
+
     @contextmanager
     def session(self, purpose: str) -> "Iterator[Scratch]":
         """Another connection to the schema."""
@@ -141,6 +153,8 @@ class Trial:
 
     def killed_writer(self, spool: Path, table: str, count: int) -> int:
         """Let a process accept operations and be killed at once; its exit status."""
-        arguments = [sys.executable, "-c", _KILLED, str(spool), table, str(count)]
+        # Its modules are found where they were found here, whatever the current folder holds.
+        code = ("-P", "-c", _KILLED)
+        arguments = [sys.executable, *code, str(spool), table, str(count), json.dumps(sys.path)]
         done = subprocess.run(arguments, check=False, capture_output=True)
         return done.returncode

@@ -4,6 +4,8 @@ import json
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,9 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.postgres]
 
 STEPS = [
     *("connection", "tables of Helena", "keys of the known tables", "nobody in the way"),
-    *("scratch schema", "write and read back", "update", "message", "bad row among good ones"),
-    *("parent that comes late", "killed process", "lost connection", "lock, seen and cleared"),
-    "GIN pending list",
+    *("place of the queue", "scratch schema", "write and read back", "update", "message"),
+    *("bad row among good ones", "parent that comes late", "killed process", "lost connection"),
+    *("lock, seen and cleared", "GIN pending list"),
 ]
 
 
@@ -149,7 +151,10 @@ def test_a_role_that_may_only_read_is_told_so(program, admin, helena_dsn):
         only_reads = make_conninfo(helena_dsn, user=role)
         document = prove(program, dsn=only_reads)
         assert failed(document)[0] == "scratch schema"
-        assert "permission denied" in document["steps"][4]["detail"]
+        (detail,) = [s["detail"] for s in document["steps"] if s["name"] == "scratch schema"]
+        assert "permission denied for database" in detail
+        # What the role lacks, and not what it has.
+        assert "GRANT CREATE ON DATABASE" in detail
         assert document["after"] == {}
     finally:
         admin.execute(sql.SQL("REVOKE pg_read_all_data FROM {}").format(sql.Identifier(role)))
@@ -180,6 +185,28 @@ def test_a_database_without_the_tables_of_helena_says_how_to_get_them(program, d
     assert not document["passed"]
     assert failed(document)[0] == "tables of Helena"
     assert "helena init" in document["steps"][1]["detail"]
+
+
+def test_a_state_directory_that_cannot_be_used_is_a_step_that_fails(program, state_dir):
+    # No folder can be made below a file, not even by root.
+    (state_dir / "file").touch()
+    program.variables["HELENA_STATE_DIR"] = str(state_dir / "file" / "state")
+    document = prove(program, "--ops", "20")
+    assert failed(document) == ["place of the queue"]
+    (step,) = [step for step in document["steps"] if not step["passed"]]
+    assert "HELENA_STATE_DIR" in step["detail"]
+
+
+def test_the_process_that_is_killed_takes_no_modules_from_the_current_folder(program, state_dir):
+    (state_dir / "signal.py").write_text("raise SystemExit('not this one')")
+    code = (
+        "import pathlib, sys; from helena_cli.proof.trial import Trial;"
+        " status = Trial.killed_writer(None, pathlib.Path('spool'), 't', 1); sys.exit(-status)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", code], check=False, cwd=state_dir, env=program.variables
+    )
+    assert process.returncode == signal.SIGKILL
 
 
 def test_no_database_is_exit_code_4(program):
