@@ -53,6 +53,12 @@ def wait(
     )
 
 
+def hurry(connection: sqlite3.Connection) -> None:
+    """Have all that waits tried at once: how long it has waited and how often counts on."""
+    connection.execute("UPDATE lanes SET retry_at = NULL WHERE reason IS NOT NULL")
+    connection.execute("UPDATE operations SET retry_at = 0 WHERE held_since IS NOT NULL")
+
+
 def resume(connection: sqlite3.Connection, tables: Iterable[str]) -> None:
     """Let lanes flow again."""
     connection.executemany(

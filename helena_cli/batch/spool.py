@@ -333,6 +333,13 @@ class Spool:
         """Let a lane flow again."""
         self._file.transact(lambda connection: lanes.resume(connection, [table]))
 
+    def hurry(self) -> None:
+        """Have the flusher try at once what waits for its table or for another row.
+
+        It is not settled before that.
+        """
+        self._file.transact(lanes.hurry)
+
     def expire_lane(self, table: str, sqlstate: str | None, reason: str) -> int:
         """Give up on a lane: all of its operations become dead letters. Returns how many."""
         count = 0
@@ -403,8 +410,9 @@ class Spool:
     def is_settled(self, through: int) -> bool:
         """Whether all operations up to this id are gone, held or in a waiting lane."""
         query = (
-            "SELECT EXISTS (SELECT 1 FROM lanes l WHERE reason IS NULL AND EXISTS (SELECT 1"
-            " FROM operations o WHERE o.lane = l.id AND o.id <= ? AND o.held_since IS NULL))"
+            "SELECT EXISTS (SELECT 1 FROM lanes l WHERE (reason IS NULL OR retry_at IS NULL)"
+            " AND EXISTS (SELECT 1 FROM operations o WHERE o.lane = l.id AND o.id <= ?"
+            " AND (o.held_since IS NULL OR o.retry_at = 0)))"
         )
         # In this order: what is in the inbox may come into the tables, but never goes back.
         fresh = self._file.first_fresh_id()

@@ -134,6 +134,8 @@ class _Run:
                 self._files += self._index(connection, allow_missing=allow_missing)
                 self._backlog = self._apply_backlog(connection, allow_any_sql=allow_any_sql)
             if not self._dry_run:
+                # Whoever has mended a table wants to see that, and not the next try in a minute.
+                self._runtime.spool.hurry()
                 waiting = render.many(self._runtime.spool.queue().total, "operation")
                 with render.progress(f"Writing {waiting}"):
                     self._runtime.drain()

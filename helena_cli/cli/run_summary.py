@@ -165,7 +165,16 @@ def _operations(summary: Summary) -> str:
         return f"{render.many(summary.after.spooled, 'operation')} queued, and left so"
     counts = summary.operations()
     text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    return f"{text} ({summary.stuck:,} must wait)" if summary.stuck else text
+    return f"{text} ({_stuck(summary)})" if summary.stuck else text
+
+
+def _stuck(summary: Summary) -> str:
+    """What the operations that remain have to wait for."""
+    for_table = min(summary.stuck, sum(lane.operations for lane in summary.waiting))
+    for_row = summary.stuck - for_table
+    reasons = [f"{for_table:,} for a table"] if for_table else []
+    reasons += [f"{for_row:,} for the row of another table"] if for_row else []
+    return f"{summary.stuck:,} must wait: {', '.join(reasons)}"
 
 
 def _flushes(summary: Summary) -> str:

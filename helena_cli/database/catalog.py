@@ -198,6 +198,6 @@ def _absent(lane: str) -> Waiting:
     return Waiting(
         f'relation "{lane}" does not exist, or is not a table',
         "42P01",
-        "Create the table, or drop its operations. A bare name is looked for in the search_path of "
-        "the role; upper and lower case differ.",
+        "Create the table; without it its operations are dead letters after [batch] lane_timeout. "
+        "A bare name is looked for in the search_path of the role; upper and lower case differ.",
     )

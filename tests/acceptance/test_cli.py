@@ -539,7 +539,7 @@ def test_operations_that_waited_before_the_run_are_reported_and_not_held_against
 ):
     result = helena("process-pending", str(tree), dsn=helena_dsn)
     assert result.returncode == 0
-    assert "1 remaining (1 must wait)" in result.stdout
+    assert "1 remaining (1 must wait: 1 for a table)" in result.stdout
     assert "nowhere" in result.stdout
     assert count(helena_dsn, DOCUMENTS) == 3
 
@@ -553,7 +553,39 @@ def test_operations_that_have_to_wait_since_this_run_make_it_partial(
     spool.close()
     result = helena("process-pending", dsn=helena_dsn)
     assert result.returncode == 1
-    assert "1 remaining (1 must wait)" in result.stdout
+    assert "1 remaining (1 must wait: 1 for a table)" in result.stdout
+
+
+def test_a_table_that_was_created_is_written_at_once_and_not_after_its_next_try(
+    helena: Helena, queued: Path, helena_dsn: str
+):
+    for _ in range(5):
+        # Each time it would be longer until the next try.
+        helena("process-pending", dsn=helena_dsn)
+    with psycopg.connect(helena_dsn) as connection:
+        connection.execute("CREATE TABLE nowhere (id int PRIMARY KEY)")
+    document = answer(helena("process-pending", "--json", dsn=helena_dsn))
+    assert document["operations"]["remaining"] == 0
+    assert count(helena_dsn, "SELECT count(*) FROM nowhere") == 1
+
+
+def test_an_operation_whose_parent_has_come_is_written_at_once(
+    helena: Helena, helena_dsn: str, state_dir: Path
+):
+    helena("status", dsn=helena_dsn)
+    spool = spool_in(state_dir)
+    spool.append("insert", "es_document_usage_log", {"es_doc_id": "late", "accessed_by": "me"})
+    spool.close()
+    for _ in range(3):
+        result = helena("process-pending", dsn=helena_dsn)
+    assert "1 remaining (1 must wait: 1 for the row of another table)" in result.stdout
+    with psycopg.connect(helena_dsn) as connection:
+        connection.execute(
+            "INSERT INTO es_document_references (es_index, es_doc_id) VALUES ('i', 'late')"
+        )
+    result = helena("process-pending", dsn=helena_dsn)
+    assert "1 written" in result.stdout
+    assert count(helena_dsn, "SELECT count(*) FROM es_document_usage_log") == 1
 
 
 def test_operations_that_the_database_refuses_make_the_run_partial(

@@ -705,6 +705,28 @@ def test_held_dead_and_waiting_operations_do_not_keep_a_flush_open(spool):
     assert spool.is_settled(through)
 
 
+def test_what_waits_and_is_to_be_tried_at_once_keeps_a_flush_open_until_it_was(spool, clock):
+    (held,) = fill(spool, 1)
+    fill(spool, 1, "stuck")
+    settle(spool, held={held: 60.0})
+    spool.wait("stuck", Waiting("locked", "55P03"), 5.0)
+    since = spool.lanes()[0].since
+    through = spool.request_flush()
+    clock.now += 1
+    spool.hurry()
+    assert [o.due for o in spool.take(limit=10, max_bytes=BIG)] == [True]
+    spool.wait("stuck", Waiting("locked", "55P03"), 5.0)
+    assert not spool.is_settled(through)
+    settle(spool, held={held: 60.0})
+    assert spool.is_settled(through)
+    spool.hurry()
+    settle(spool, held={held: 60.0})
+    assert not spool.is_settled(through)
+    spool.wait("stuck", Waiting("locked", "55P03"), 5.0)
+    assert spool.is_settled(through)
+    assert (spool.lanes()[0].since, spool.lanes()[0].tries) == (since, 3)
+
+
 def test_parents_table_has_unsettled_operations_unless_they_are_merely_held(spool):
     assert not spool.has_unsettled("t")
     first, second = fill(spool, 2)
