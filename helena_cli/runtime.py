@@ -47,6 +47,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.remaining = 0
+        self.dead = 0
         self.left_to_another = False
         #: What the first contact has created in the embedded database.
         self.created: list[str] = []
@@ -80,7 +81,7 @@ class Runtime:
         """Drain the engine and close everything.
 
         `remaining` then says what stays in the spool, `left_to_another` whether another process of
-        this host writes that.
+        this host writes that, `dead` how many operations the database refused this process.
         """
         self._stack.close()
 
@@ -303,6 +304,7 @@ class Runtime:
     def _close_engine(self, engine: Engine) -> None:
         self.remaining = engine.close()
         self.left_to_another = engine.left_to_another
+        self.dead = engine.dead
 
     def _started(self) -> "Target":
         """The target; the embedded server is started, and given its tables, on first use."""

@@ -97,6 +97,8 @@ class Cycle:
         self._flowing = False
         self._introduced = False
         self.failure: Failure | None = None
+        #: How many operations it has moved to the dead letters.
+        self.dead = 0
         #: Tables written since the last maintenance, with their rows.
         self.touched: dict[str, int] = {}
 
@@ -280,6 +282,7 @@ class Cycle:
             put_back = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
             spool.settle(outcome, self._nonce, put_back)
             spool.record(flush, delays)
+        self.dead += len(outcome.dead)
         for table, waiting in outcome.waiting.items():
             self._wait(table, waiting)
         self._release_children(outcome)

@@ -76,6 +76,11 @@ class Engine:
         return self._cycle.failure
 
     @property
+    def dead(self) -> int:
+        """How many operations this process has moved to the dead letters."""
+        return self._cycle.dead
+
+    @property
     def flushing(self) -> bool:
         """Whether this process is the host's flusher."""
         return self._lease.held

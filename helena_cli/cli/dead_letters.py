@@ -98,7 +98,7 @@ def drop_command(
     with Runtime(common.settings()) as runtime:
         letters = _chosen(runtime.spool, ids, table, everything)
         plan = [_document(letter) for letter in letters]
-        if common.json and not yes:
+        if letters and common.json and not yes:
             render.print_json({"dead_letters": plan, "dropped": 0})
             raise Refused("Nothing was deleted.", remedy="Run the same command with --yes.")
         if letters and not yes:

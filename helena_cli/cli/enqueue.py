@@ -105,6 +105,9 @@ def _show(accepted: int, rejections: _Rejections, *, as_json: bool) -> None:
 
 
 def _say_who_writes(runtime: "Runtime", accepted: int) -> None:
+    if runtime.dead:
+        refused = render.many(runtime.dead, "operation")
+        render.say(f"The database refused {refused}. Why: helena dead-letters list")
     if runtime.flusher_running():
         if accepted:
             render.say("The running flusher writes what is queued.")

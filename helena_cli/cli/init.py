@@ -88,12 +88,15 @@ def _renew_spool(common: Common, *, yes: bool) -> ExitCode:
         count = render.many(queued, "queued operation")
         if queued:
             render.confirm(f"Turn {count} into dead letters?", yes=yes)
-        runtime.spool.renew_identity("another copy of this spool was in use")
+        runtime.spool.renew_identity(
+            "it was started again by hand (init --new-spool), so that may have been written already"
+        )
     if common.json:
         render.print_json({"dead_letters": queued})
     else:
         print(f"The spool starts again; {count} became dead letters.")
-        render.say("Look at them: helena dead-letters list. Then retry or drop them.")
+        if queued:
+            render.say("Look at them: helena dead-letters list. Then retry or drop them.")
     return ExitCode.DONE
 
 

@@ -1,5 +1,6 @@
 """`helena process-pending`: bring documents, and everything that is queued, into the database."""
 
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -73,6 +74,7 @@ def command(
 
     settings = common.settings()
     places = _places(paths or settings.documents.roots)
+    _say_what_is_no_document(places, settings.documents.extensions)
     if prune and not places:
         raise UsageError(
             "--prune does not know where to look.",
@@ -99,6 +101,16 @@ def _places(paths: Sequence[str]) -> list[Path]:
         # An unset variable in a script; Path("") would be the current directory.
         raise UsageError("A PATH is empty.", remedy="Give a folder or a document, or no PATH.")
     return [Path(path) for path in paths]
+
+
+def _say_what_is_no_document(places: Sequence[Path], extensions: Sequence[str]) -> None:
+    """A pattern of the shell gives other files too: they are no error."""
+    endings = tuple(extension.lower() for extension in extensions)
+    others = [p for p in places if os.path.isfile(p) and not p.name.lower().endswith(endings)]
+    if others:
+        more = f" and {render.many(len(others) - 1, 'more file')}" if len(others) > 1 else ""
+        known = ", ".join(extensions)
+        render.say(f"By the name no document ([documents] extensions: {known}): {others[0]}{more}")
 
 
 class _Run:

@@ -129,6 +129,8 @@ def _facts(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "Documents", _documents(report)
     elif summary.places:
         yield "Documents", f"not looked at: {', '.join(summary.places)}"
+    else:
+        yield "Documents", "not looked at: neither a PATH nor [documents] roots"
     if backlog is not None and backlog.found:
         yield "SQL backlog", _backlog(backlog)
     yield "Operations", _operations(summary)

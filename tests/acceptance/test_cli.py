@@ -334,6 +334,11 @@ def test_a_restored_spool_starts_again_and_keeps_what_was_queued_as_dead_letters
     assert spool.id != before
     assert (spool.queue().total, spool.queue().dead_letters) == (0, 4)
     spool.close()
+    again = helena("init", "--new-spool", dsn=helena_dsn)
+    assert again.returncode == 0
+    # Nothing was queued, and nobody has found a copy.
+    assert "dead-letters list" not in again.stderr
+    assert "--new-spool" in again.stderr
 
 
 # status
@@ -449,6 +454,11 @@ def test_dead_letters_are_listed_shown_retried_and_dropped(
     assert dropped.returncode == 0
     assert [letter["id"] for letter in letters(helena, helena_dsn)] == [third["id"]]
 
+    assert answer(helena("dead-letters", "drop", "--table", "none", "--json", dsn=helena_dsn)) == {
+        "dead_letters": [],
+        "dropped": 0,
+    }
+
     result = helena("process-pending", "--json", dsn=helena_dsn)
     assert answer(result)["operations"] == {
         **{"accepted": 0, "written": 1, "coalesced": 0, "dead": 0, "remaining": 1}
@@ -524,6 +534,22 @@ def test_without_a_path_the_current_directory_is_left_alone(
     document = answer(helena("process-pending", "--json", dsn=helena_dsn))
     assert document["documents"]["found"] == 0
     assert count(helena_dsn, DOCUMENTS) == 0
+
+
+def test_whoever_gives_no_folder_is_told_that_no_document_was_looked_at(
+    helena: Helena, helena_dsn: str
+):
+    shown = helena("process-pending", dsn=helena_dsn).stdout
+    assert "not looked at: neither a PATH nor [documents] roots" in shown
+
+
+def test_a_given_file_that_is_no_document_is_named(helena: Helena, helena_dsn: str, tree: Path):
+    for name in ("a.txt", "b.png"):
+        (tree / name).touch()
+    result = helena("process-pending", *map(str, sorted(tree.iterdir())), dsn=helena_dsn)
+    assert result.returncode == 0
+    assert f"{tree / 'a.txt'} and 1 more file" in result.stderr
+    assert ".md, .markdown" in result.stderr
 
 
 def test_the_configured_roots_are_the_default_paths(

@@ -111,6 +111,14 @@ def test_ten_thousand_lines_arrive_once(
         assert_law(spool)
 
 
+def test_what_the_database_refuses_meanwhile_is_said(helena: Program, database: psycopg.Connection):
+    rows = lines({"n": 1}, {"n": "many"}, {"none": 1})
+    result = helena.run("enqueue", "insert", "numbers", stdin=rows)
+    assert (result.returncode, result.stdout) == (0, b"3 operations accepted.\n")
+    assert b"refused 2 operations. Why: helena dead-letters list" in result.stderr
+    assert numbers(database) == [1]
+
+
 def test_bad_lines_are_listed_and_the_others_accepted(
     helena: Program, database: psycopg.Connection
 ):
