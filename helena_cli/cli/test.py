@@ -69,7 +69,7 @@ def command(common: Common, quick: Quick = False, ops: Ops = None) -> ExitCode:
 def _show(proof: "Proof") -> None:
     render.print_table(
         ("", "step", "what was seen"),
-        ((_mark(step.passed), step.name, step.detail) for step in proof.steps),
+        ((_mark(s.passed if s.tried else None), s.name, s.detail) for s in proof.steps),
     )
     if proof.before and proof.after:
         operations = render.many(proof.after.operations, "operation")

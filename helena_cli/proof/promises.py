@@ -12,7 +12,8 @@ from msgspec import Struct
 
 from helena_cli.errors import HelenaError
 from helena_cli.proof.race import Figures
-from helena_cli.proof.steps import FILES, Step
+from helena_cli.proof.step import Step
+from helena_cli.proof.steps import FILES
 from helena_cli.proof.trial import Trial
 from helena_cli.settings import CheckSettings
 
@@ -134,11 +135,11 @@ def criteria(figures: Figures, response_ms: float, checks: CheckSettings) -> Ite
     yield Promise(
         "no exhausted pool",
         figures.connections_at_once <= 3,
-        f"{figures.connections_at_once} connections",
+        f"{figures.connections_at_once} at one time",
         "3",
     )
     pages, most = figures.gin_pending_pages, figures.gin_limit_pages
-    measured = "pgstattuple is not there" if pages is None else f"{pages} pages at most"
+    measured = "pgstattuple is not there" if pages is None else f"at most {pages}"
     kept = None if pages is None else pages <= most
     yield Promise("small GIN pending lists", kept, measured, f"{most} pages")
 

@@ -10,7 +10,8 @@ from helena_cli.errors import HelenaError
 from helena_cli.proof import promises, race
 from helena_cli.proof.promises import Lone, Promise
 from helena_cli.proof.race import Figures
-from helena_cli.proof.steps import Step, Steps, told
+from helena_cli.proof.step import Step, told
+from helena_cli.proof.steps import Steps
 from helena_cli.proof.trial import Trial
 from helena_cli.runtime import Runtime
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import Struct
-
 from helena_cli.errors import HelenaError
+from helena_cli.proof.step import Failed, NotTried, Step, told
 from helena_cli.proof.trial import CountedRuntime, Trial
 
 DOCUMENTS, USAGE, FILES = "es_document_references", "es_document_usage_log", "documents"
@@ -22,27 +21,6 @@ PENDING_ROWS = 200
 
 #: Operations that a killed process leaves behind.
 LEFT_BEHIND = 100
-
-
-class Step(Struct, frozen=True):
-    """One promise, whether it was kept, and what was seen."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-class Failed(HelenaError):
-    """A promise that was not kept."""
-
-    def __init__(self, message: str, remedy: str = "Please report it, with what is above.") -> None:
-        super().__init__(message, remedy=remedy)
-
-
-def told(error: HelenaError) -> str:
-    """What happened and what to do, as sentences."""
-    message = str(error)
-    return f"{message if message.endswith('.') else f'{message}.'} {error.remedy}".strip()
 
 
 class Steps:
@@ -58,10 +36,12 @@ class Steps:
         for name, needed, work in self._all():
             tell(name)
             if needed_failed:
-                yield Step(name, False, f"not tried, because of: {needed_failed}")
+                yield Step(name, False, f"not tried, because of: {needed_failed}", tried=False)
                 continue
             try:
                 yield Step(name, True, work())
+            except NotTried as reason:
+                yield Step(name, True, f"not tried: {reason}", tried=False)
             except HelenaError as error:
                 yield Step(name, False, told(error))
                 needed_failed = name if needed else ""
@@ -189,7 +169,7 @@ class Steps:
             self._add(runtime, [("insert", USAGE, child)])
             runtime.drain()
             if self._trial.scratch.count(USAGE):
-                return "not shown: this table has no foreign key"
+                raise NotTried("this table has no foreign key")
             self._add(runtime, [("insert", DOCUMENTS, self._document("late"))])
             self._wait_for(
                 lambda: self._trial.scratch.count(USAGE) == 1, "the child was not written"
@@ -216,7 +196,7 @@ class Steps:
             self._add(runtime, [("insert", DOCUMENTS, self._document(200))])
             runtime.drain()
             if not self._end_sessions(runtime):
-                return "not tried: behind a pooler the session is not known"
+                raise NotTried("behind a pooler the session is not known")
             self._add(runtime, [("insert", DOCUMENTS, self._document(201))])
             self._wait_for(
                 lambda: bool(self._trial.scratch.rows(DOCUMENTS, "es_doc_id", ["trial-201"])),

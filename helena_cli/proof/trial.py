@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -33,6 +33,10 @@ for n in range(int(sys.argv[3])):
     spool.append("insert", sys.argv[2], {"file_path": f"killed-{n}"})
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+#: What ends a trial, from the keyboard, by another process or with the terminal.
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CountedRuntime(Runtime):
@@ -61,20 +65,28 @@ class Trial:
         self._outer = runtime
         self._spool_ids: set[str] = set()
         self._stack = ExitStack()
-        self._made = 0
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Trial":
+        for number in _ENDS:
+            before = signal.getsignal(number)
+            # Ignored is what `nohup` protects from; None was not installed from Python.
+            if before not in (signal.SIG_IGN, None):
+                self._handlers[number] = before
+                signal.signal(number, signal.default_int_handler)
         self.folder = Path(tempfile.mkdtemp(prefix="helena-test-"))
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A second Ctrl-C must not leave half of it behind.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A second one must not leave half of it behind.
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)
         try:
             self._stack.close()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, before in self._handlers.items():
+                signal.signal(number, before)
 
     @cached_property
     def connection(self) -> "Connection":

@@ -109,7 +109,8 @@ def test_a_person_sees_each_step_and_both_ways_side_by_side(program):
     assert result.stderr == b""
 
 
-def test_an_interrupt_leaves_nothing_behind(program, admin, temporary):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_leaves_nothing_behind(program, admin, temporary, number):
     with program.start("test", "--ops", "100000") as process:
         wait_until(lambda: left_behind(admin, temporary), "the trial began")
         wait_until(
@@ -118,7 +119,7 @@ def test_an_interrupt_leaves_nothing_behind(program, admin, temporary):
             ).fetchall(),
             "the old way began",
         )
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert left_behind(admin, temporary) == []

@@ -1,5 +1,6 @@
 """A pooler in front of the server, and servers that restart, change over or change the password."""
 
+import json
 import os
 import pwd
 import shutil
@@ -18,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from helena_cli.database import schema
 from tests.cluster import Cluster
+from tests.commands import Program
 from tests.hosts import PROJECT, Host, Producer, wait_until
 from tests.ports import free_port
 
@@ -155,6 +157,18 @@ def test_the_tests_of_writing_pass_through_a_pooler_in_transaction_mode(
     assert result.returncode == 0, result.stdout[-5000:]
     passed = result.stdout.split(" passed")[0].split()[-1]
     figures["tests passed through a pooler"] += int(passed)
+
+
+def test_a_trial_through_a_pooler_passes_and_says_what_it_could_not_try(
+    pooler: Pooler, state_dir: Path
+):
+    program = Program(state_dir, state_dir, pooler.dsn)
+    program.variables["HELENA_BATCH_INTERVAL"] = "1"
+    document = json.loads(program.run("test", "--ops", "20", "--json").stdout)
+    steps = document["steps"]
+    assert "through a pooler" in steps[0]["detail"]
+    assert [step for step in steps if not step["passed"]] == []
+    assert [step["name"] for step in steps if not step["tried"]] == ["lost connection"]
 
 
 def test_a_server_behind_a_pooler_that_restarts_loses_and_doubles_nothing(
