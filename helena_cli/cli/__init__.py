@@ -119,8 +119,10 @@ def report(error: HelenaError) -> None:
     """What happened, why, and what to do, in plain lines on stderr."""
     _say(str(error))
     for cause in _causes(error):
+        # Without number and path, which the message has in words.
+        text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         # The driver's errors go on with the statement and a mark below it.
-        reason = str(cause).strip().partition("\n")[0]
+        reason = text.strip().partition("\n")[0]
         if reason and reason not in str(error):
             render.say(f"  because: {reason}")
     render.say(f"  what to do: {error.remedy}")

@@ -54,6 +54,13 @@ def test_causes_are_told_in_one_line_each_and_not_twice(failing, capsys):
     ]
 
 
+def test_what_the_system_said_is_not_repeated_with_its_number(failing, capsys):
+    cause = FileNotFoundError(2, "No such file or directory", "/nope")
+    failing(ConfigurationError("/nope: No such file or directory.", remedy="Mend it."), cause)
+    run(["status"])
+    assert "because" not in capsys.readouterr().err
+
+
 def test_a_bug_is_called_a_bug_and_shows_its_traceback_only_with_v(failing, capsys):
     failing(ZeroDivisionError("division by zero"))
     assert run(["status"]) == 70
