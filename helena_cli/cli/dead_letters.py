@@ -172,11 +172,12 @@ def _print_list(letters: "Sequence[DeadLetter]") -> None:
 def _print_letter(letter: "DeadLetter") -> None:
     import msgspec
 
+    tries = render.many(letter.attempts, "time")
     render.print_facts(
         [
             ("id", letter.id),
             ("operation", f"{letter.kind} {letter.table}"),
-            ("failed", f"{render.local_time(letter.failed_at)}, tried {letter.attempts} times"),
+            ("failed", f"{render.local_time(letter.failed_at)}, tried {tries}"),
             ("reason", f"{letter.message} (SQLSTATE {letter.sqlstate or 'unknown'})"),
             ("constraint", letter.constraint or "-"),
         ]

@@ -80,6 +80,17 @@ def test_a_bad_row_dies_with_its_reason_and_the_good_ones_go_in(
     assert desk.one("SELECT count(*) FROM t") == 5
 
 
+@pytest.mark.parametrize("others", [4, 200])
+def test_json_that_only_the_database_refuses_kills_its_row_alone(desk: Desk, others: int):
+    desk.sql("CREATE TABLE j (k int PRIMARY KEY, j jsonb)")
+    bad = desk.add_json("insert", "j", '{"k": 0, "j": {"n": 1e999999}}')
+    good = [desk.add("insert", "j", k=n, j={"n": n}) for n in range(1, others + 1)]
+    outcome = desk.flush()
+    assert dead(outcome) == [(bad, "22003")]
+    assert sorted(outcome.written) == good
+    assert desk.one("SELECT count(*) FROM j") == others
+
+
 def test_the_verdict_names_the_constraint_and_the_value(desk: Desk):
     desk.sql("CREATE TABLE t (k int PRIMARY KEY, u int CONSTRAINT only_one UNIQUE)")
     desk.add("insert", "t", k=1, u=41)
