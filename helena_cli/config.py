@@ -25,6 +25,9 @@ from helena_cli.settings import (
     Settings,
 )
 
+#: For whoever does not know what to write; an installed package comes without the example file.
+_EXAMPLE = "helena init --write-config --config NEW.toml writes a file with every key explained."
+
 
 def load(
     *,
@@ -98,7 +101,7 @@ def _from_file(path: Path) -> Iterator[Source]:
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{path} is not valid TOML: {error}.",
-            remedy="Mend that line; config.example.toml shows every key.",
+            remedy=f"Mend that line. {_EXAMPLE}",
         ) from error
     for section, table in document.items():
         if not isinstance(table, dict):
@@ -186,7 +189,7 @@ def _convert(section: str, key: str, value: Any, origin: str, *, text: bool = Fa
         shown = "" if key.endswith("dsn") else f" = {_shorten(value)}"
         raise ConfigurationError(
             f"{origin}: [{section}] {key}{shown}: {_plainly(str(error))}.",
-            remedy="config.example.toml shows every key with its default and its meaning.",
+            remedy=_EXAMPLE,
         ) from error
 
 
