@@ -1,6 +1,6 @@
 """Waiting until something has been left alone: pure, the caller brings the clock."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -39,6 +39,10 @@ class Debouncer(Generic[Key]):
         keys = list(self._waiting)
         self._waiting.clear()
         return keys
+
+    def forget(self, unwanted: Callable[[Key], bool]) -> None:
+        """Let go of these keys."""
+        self._waiting = {key: at for key, at in self._waiting.items() if not unwanted(key)}
 
     def next_due(self) -> float | None:
         """When the next key is due, None when there is none."""

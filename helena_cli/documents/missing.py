@@ -64,5 +64,6 @@ def doubt(target: Target, standing: Standing, gone: int, known: int, *, allowed:
     if "" not in target.within:
         return ""
     if standing is Standing.FULL and gone > MANY and gone > MANY_SHARE * known and not allowed:
-        return f"that is more than {MANY_SHARE:.0%} of {known:,}; if it is right: --allow-missing"
+        share = f"that is more than {MANY_SHARE:.0%} of {known:,}"
+        return f"{share}; if it is right: helena process-pending --allow-missing"
     return standing.value

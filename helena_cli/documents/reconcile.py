@@ -5,7 +5,7 @@ all come here, with more or fewer paths. Nothing here asks, prints or deletes.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -157,7 +157,7 @@ class _Run:
             self._note_folder(target, "", standing.value)
             return
         root = Root(target.namespace, str(target.folder), target.key)
-        known = self._state.documents(target.namespace, _named(target, documents))
+        known = self._known(target, documents)
         living = sum(not document.deleted for document in known.values())
         unjudged: list[str] = []
         for within in target.within:
@@ -220,6 +220,14 @@ class _Run:
         elif not answer.unchanged:
             return
         self._count(candidate.found, unchanged=answer.unchanged)
+
+    def _known(self, target: Target, documents: Filter) -> dict[str, Known]:
+        named = _named(target, documents)
+        known = self._state.documents(target.namespace, named)
+        if named is not None and any(_is_gone(target, path, known) for path in target.within):
+            # It may have been a folder with the name of a document.
+            known = self._state.documents(target.namespace)
+        return known
 
     def _compare(self, target: Target, found: Found, known: dict[str, Known]) -> Candidate | None:
         """What has to be read to see whether it has changed; None for what surely has not."""
@@ -294,6 +302,12 @@ def _named(target: Target, documents: Filter) -> list[str] | None:
         if not documents.is_document(within) or os.path.isdir(target.folder / within):
             return None
     return [document_id(target.namespace, escape(within)) for within in target.within]
+
+
+def _is_gone(target: Target, path: str, known: Mapping[str, Known]) -> bool:
+    """Whether nothing is there, and no document was."""
+    known_as = document_id(target.namespace, escape(path))
+    return known_as not in known and not os.path.lexists(target.folder / path)
 
 
 def _full(target: Target, path: str) -> str:

@@ -253,6 +253,12 @@ class Watcher:
         self._want_all()
 
     def _armed(self, folder: Folder) -> None:
+        if not folder.stood:
+            # What was seen to go went with the folder that stood here before, or was hidden by a
+            # mount: whether it is to be believed, the look at all of it decides.
+            self._collect()
+            self._agenda.forget(folder.path)
+            self._looker.forget(folder.path)
         # If it stood all the time, only its observation did not: what is missing was deleted.
         self._agenda.want(folder.path, allow_missing=folder.stood)
         if self._scope is not None and not all(t.claimed for t in self._scope.below(folder.path)):

@@ -74,6 +74,12 @@ class Agenda:
         """All paths, settled or not."""
         return self._settling.take_all() + self._gone.take_all()
 
+    def forget(self, folder: Path) -> None:
+        """Paths in this folder do not settle any more: what happened to them was in another one."""
+        inside = os.path.join(folder, "")
+        for part in (self._settling, self._gone):
+            part.forget(lambda path: path == str(folder) or path.startswith(inside))
+
     def folders(self, now: float) -> dict[Path, bool]:
         """The folders to look at completely now, until they are `done`."""
         for folder in self._tidy.take(now):

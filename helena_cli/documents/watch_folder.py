@@ -48,7 +48,7 @@ class Identity(Struct, frozen=True):
 
     device: int
     inode: int
-    #: File systems that are mounted below it.
+    #: File systems that are mounted below it, where documents may be.
     mounts: frozenset[str]
 
 
@@ -89,7 +89,7 @@ class Folder:
         if place is None:
             self._leave("it is not there, or may not be entered; its documents stay as they are")
             return False
-        if self._mode == "away" or not self._is(place) or self._is_dead():
+        if self._mode == "away" or not self.has_same_mounts() or self._is_dead():
             return self._arm()
         if self._mode == "polling" and time.monotonic() >= self._due:
             self._poll()
@@ -102,8 +102,8 @@ class Folder:
         return self._mode != "away" and place is not None and self._is(place) and alive
 
     def has_same_mounts(self) -> bool:
-        """Whether nothing was mounted or unmounted below it either."""
-        return self._identity is not None and _identity(self.path) == self._identity
+        """Whether nothing was mounted or unmounted below it either, which no event tells."""
+        return self._identity is not None and self._identify() == self._identity
 
     def renew(self, scope: Scope) -> None:
         """Watch this scope from the next `verify` on; who was polled may be observed then."""
@@ -120,6 +120,15 @@ class Folder:
         if self._observation is not None:
             self._observation.stop()
             self._observation = None
+
+    def _identify(self) -> Identity | None:
+        place = _place(self.path)
+        if place is None:
+            return None
+        inside = os.path.join(self.path, "")
+        mounts = (part.mountpoint for part in psutil.disk_partitions(all=True))
+        below = (mount for mount in mounts if mount.startswith(inside) and self._keeps(mount))
+        return Identity(*place, frozenset(below))
 
     def _is(self, place: tuple[int, int]) -> bool:
         known = self._identity
@@ -142,7 +151,7 @@ class Folder:
     def _arm(self) -> bool:
         """Begin anew; whether that succeeded."""
         self.stop()
-        before, self._identity = self._identity, _identity(self.path)
+        before, self._identity = self._identity, self._identify()
         if self._identity is None:
             return False
         self.stood = self._identity == before
@@ -276,15 +285,6 @@ def _place(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return facts.st_dev, facts.st_ino
-
-
-def _identity(path: Path) -> Identity | None:
-    place = _place(path)
-    if place is None:
-        return None
-    inside = os.path.join(path, "")
-    mounts = (part.mountpoint for part in psutil.disk_partitions(all=True))
-    return Identity(*place, frozenset(mount for mount in mounts if mount.startswith(inside)))
 
 
 def _is_empty(path: Path) -> bool:

@@ -64,6 +64,14 @@ class Looker:
                 allow_missing=allowed,
             )
 
+    def forget(self, folder: Path) -> None:
+        """What could not be looked at in this folder was in another one that stood there."""
+        self.deferred = {
+            path: allowed
+            for path, allowed in self.deferred.items()
+            if not Path(path).is_relative_to(folder)
+        }
+
     def failure(self) -> str | None:
         """Why the last look did not succeed, None when it did."""
         return self.problems.first() or self.troubles.first()

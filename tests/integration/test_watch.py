@@ -233,6 +233,17 @@ def test_many_documents_that_are_seen_to_go_are_all_marked(watching: Watching):
     wait_until(lambda: len(watching.missing()) == 39, "all are marked, without a question")
 
 
+def test_a_folder_with_the_name_of_a_document_is_a_folder(watching: Watching, tmp_path: Path):
+    for n in range(20):
+        watching.write(f"notes.md/{n}.md")
+    watching.write("other.md")
+    watching.start()
+    watching.wait_for_disk()
+    (watching.folder / "notes.md").rename(tmp_path / "notes.md")
+
+    wait_until(lambda: len(watching.missing()) == 20, "all in it are marked, without a question")
+
+
 def test_a_folder_that_is_ignored_from_now_on_is_forgotten(watching: Watching):
     watching.write("private/a.md")
     watching.write("b.md")
@@ -318,6 +329,78 @@ def test_a_root_that_is_deleted_with_all_in_it_marks_nothing(watching: Watching)
     watching.folder.mkdir()
     watching.write("new.md")
     wait_until(lambda: "docs:new.md" in watching.table(), "it is watched again")
+
+
+def test_another_folder_in_place_of_a_root_marks_nothing_that_was_in_the_first(
+    watching: Watching, tmp_path: Path
+):
+    for n in range(30):
+        watching.write(f"{n}.md")
+    watcher = watching.start()
+    watching.wait_for_disk()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "new.md").write_text("# New")
+    # Within the time of grace, so that the deletions have not been believed yet.
+    shutil.rmtree(watching.folder)
+    other.rename(watching.folder)
+    wait_until(lambda: "docs:new.md" in watching.table(), "the other one is watched")
+    wait_until(lambda: watcher.state().failure, "it is said")
+    time.sleep(QUICK.settle + QUICK.grace + 0.3)
+
+    assert watching.missing() == set()
+    assert "30 known documents are missing, none was marked" in (watcher.state().failure or "")
+
+
+@pytest.fixture
+def mounted(watching: Watching) -> Iterator[Callable[[], None]]:
+    """A file system below the watched folder, and how to take it away."""
+    place = watching.folder / "mounted"
+    place.mkdir()
+
+    def mount(*command: str) -> None:
+        subprocess.run([*command, str(place)], check=True, capture_output=True)
+
+    try:
+        mount("mount", "-t", "tmpfs", "none")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("Nothing can be mounted here.")
+    yield lambda: mount("umount")
+    if place.is_mount():
+        mount("umount")
+
+
+def test_what_is_not_mounted_any_more_is_not_taken_for_deleted(
+    watching: Watching, mounted: Callable[[], None]
+):
+    for n in range(30):
+        watching.write(f"mounted/{n}.md")
+    watcher = watching.start()
+    watching.wait_for_disk()
+    mounted()
+    watching.write("a.md")
+    wait_until(lambda: "docs:a.md" in watching.table(), "the rest is watched")
+    wait_until(lambda: watcher.state().failure, "it is said")
+    time.sleep(QUICK.settle + QUICK.grace + 0.3)
+
+    assert watching.missing() == set()
+
+
+def test_what_is_mounted_meanwhile_is_watched(watching: Watching, tmp_path: Path):
+    place, other = watching.folder / "mounted", tmp_path / "other"
+    place.mkdir()
+    other.mkdir()
+    (other / "a.md").write_text("# A")
+    watching.start()
+    bound = subprocess.run(["mount", "--bind", str(other), str(place)], capture_output=True)
+    if bound.returncode:
+        pytest.skip("Nothing can be mounted here.")
+    try:
+        wait_until(lambda: "docs:mounted/a.md" in watching.table(), "what was there")
+        watching.write("mounted/b.md")
+        wait_until(lambda: "docs:mounted/b.md" in watching.table(), "what comes")
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_an_observation_that_has_died_is_started_again(watching: Watching, caplog):
