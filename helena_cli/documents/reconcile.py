@@ -20,7 +20,7 @@ from helena_cli.documents.known import Knowledge, Known, Queue, Registry, Sink, 
 from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Triple
 from helena_cli.documents.roots import Target, place
 from helena_cli.documents.rules import compile_rules
-from helena_cli.documents.scan import Filter, Found, Unreadable, escape
+from helena_cli.documents.scan import Filter, Found, Unreadable, escape, unescape
 from helena_cli.settings import DocumentSettings
 
 __all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile", "update"]
@@ -41,6 +41,8 @@ class Options(TypedDict, total=False):
     allow_missing: bool
     #: Asked before missing documents are marked: whether the folders still are what was looked at.
     stands: Callable[[], bool]
+    #: Told of each document that is a symbolic link: the file that it leads to, and the link.
+    linked: Callable[[str, str], None]
     progress: Progress | None
 
 
@@ -141,6 +143,7 @@ class _Run:
         self._outbox = outbox
         self._allow_missing = options.get("allow_missing", False)
         self._stands = options.get("stands", lambda: True)
+        self._linked = options.get("linked")
         self._progress = options.get("progress")
         self._found = self._unchanged = self._unreadable = 0
         self._unmarked = self._incomplete = 0
@@ -165,7 +168,10 @@ class _Run:
                 if isinstance(found, Unreadable):
                     self._note_folder(target, found.path, found.reason)
                     unjudged.append(found.path)
-                elif candidate := self._compare(target, found, known):
+                    continue
+                if found.linked and self._linked is not None:
+                    self._linked(found.file, os.path.join(target.folder, unescape(found.path)))
+                if candidate := self._compare(target, found, known):
                     crew.read(root, candidate)
         crew.finish(root)
         self._outbox.flush()

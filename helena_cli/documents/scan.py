@@ -53,6 +53,8 @@ class Found(Struct, frozen=True, gc=False):
     size: int
     modified_ns: int
     changed_ns: int
+    #: Whether the path is a symbolic link.
+    linked: bool = False
 
 
 class Unreadable(Struct, frozen=True, gc=False):
@@ -238,7 +240,8 @@ def _document(
     """A regular file, or a link to one inside of the root; a dangling link is nothing."""
     try:
         facts = facts_of(follow_symlinks=False)
-        if stat.S_ISLNK(facts.st_mode):
+        linked = stat.S_ISLNK(facts.st_mode)
+        if linked:
             file = os.path.realpath(file)
             if not file.startswith(inside):
                 return
@@ -250,7 +253,8 @@ def _document(
         yield Found(file, escape(path), -1, 0, 0)
         return
     if stat.S_ISREG(facts.st_mode):
-        yield Found(file, escape(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+        times = facts.st_mtime_ns, facts.st_ctime_ns
+        yield Found(file, escape(path), facts.st_size, *times, linked)
 
 
 def read(

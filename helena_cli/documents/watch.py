@@ -272,7 +272,7 @@ class Watcher:
         scope = self._scope
         if scope is None:
             return
-        for path, is_folder in paths.items():
+        for path, is_folder in self._looker.with_links(paths).items():
             if scope.concerns(path, is_folder=is_folder):
                 if not self._agenda.touched(path, now):
                     for folder in self._folders:

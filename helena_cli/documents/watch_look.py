@@ -36,12 +36,19 @@ class Looker:
         self._scope = Scope((), self._settings)
         self.problems = Problems()
         self.troubles = Troubles()
+        #: The files that documents are links to, with these links.
+        self._links: dict[str, set[str]] = {}
         #: What could not be looked at, with whether many missing documents are to be believed.
         self.deferred: dict[str, bool] = {}
 
     def use(self, scope: Scope, settings: DocumentSettings) -> None:
         """Look at these roots from now on."""
         self._scope, self._settings = scope, settings
+
+    def with_links(self, paths: dict[str, bool]) -> dict[str, bool]:
+        """These paths, and the links to them: what happens to a file happens to its links."""
+        links = {link: False for path in paths for link in self._links.get(path, ())}
+        return {**links, **paths}
 
     def paths(self, paths: Iterable[str], *, allow_missing: bool = False) -> None:
         """Look at what lies, or lay, at these paths."""
@@ -88,6 +95,7 @@ class Looker:
                     queue=self._memory,
                     allow_missing=allow_missing,
                     stands=partial(self._stands, target.folder),
+                    linked=lambda file, link: self._links.setdefault(file, set()).add(link),
                     progress=lambda done, total, where: self._progress(),
                 )
         except HelenaError as error:

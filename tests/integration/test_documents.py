@@ -443,6 +443,7 @@ def test_single_documents_are_looked_up_by_their_identifiers(world: World, notes
     world.run(notes)
     write(notes / "odd.md/x.md", "# In a folder that is called like a document\n")
     world.run(notes)
+    (notes / "sub/c.markdown").unlink()
     asked = []
 
     class Watched(DocumentRegistry):
@@ -450,7 +451,7 @@ def test_single_documents_are_looked_up_by_their_identifiers(world: World, notes
             asked.append(doc_ids)
             return super().documents(namespace, doc_ids)
 
-    paths = (["a.md"], ["sub/b.md", "gone.md"], ["sub"], ["odd.md"], ["a.md", "sub"])
+    paths = (["a.md"], ["sub/b.md", "sub/c.markdown"], ["sub"], ["odd.md"], ["a.md", "sub"])
     with world.runtime.connection("documents") as connection:
         for names in paths:
             reconcile.reconcile(
@@ -460,7 +461,18 @@ def test_single_documents_are_looked_up_by_their_identifiers(world: World, notes
                 registry=Watched(connection),
                 queue=world.runtime.spool,
             )
-    assert asked == [["notes:a.md"], ["notes:gone.md", "notes:sub/b.md"], None, None, None]
+    identifiers = [["notes:a.md"], ["notes:sub/b.md", "notes:sub/c.markdown"]]
+    assert asked == [*identifiers, None, None, None]
+
+
+def test_a_folder_with_the_name_of_a_document_that_is_gone_takes_its_documents_with_it(
+    world: World, notes: Path
+):
+    write(notes / "odd.md/x.md", "# In a folder that is called like a document\n")
+    world.run(notes)
+    shutil.rmtree(notes / "odd.md")
+    assert world.run(notes / "odd.md").missing == 1
+    assert world.deleted() == {"notes:odd.md/x.md"}
 
 
 def test_a_path_that_never_was_is_no_news(world: World, notes: Path):

@@ -233,6 +233,20 @@ def test_many_documents_that_are_seen_to_go_are_all_marked(watching: Watching):
     wait_until(lambda: len(watching.missing()) == 39, "all are marked, without a question")
 
 
+def test_a_link_changes_with_what_it_leads_to(watching: Watching):
+    targets = [watching.write("AGENTS.md"), watching.write("sub/notes.txt")]
+    (watching.folder / "README.md").symlink_to("AGENTS.md")
+    (watching.folder / "notes.md").symlink_to("sub/notes.txt")
+    watching.start()
+    watching.wait_for_disk()
+    for target in targets:
+        target.write_text("# Changed\n")
+    watching.wait_for_disk()
+    for target in targets:
+        atomically(target, "# Changed again\n")
+    watching.wait_for_disk()
+
+
 def test_a_folder_with_the_name_of_a_document_is_a_folder(watching: Watching, tmp_path: Path):
     for n in range(20):
         watching.write(f"notes.md/{n}.md")
