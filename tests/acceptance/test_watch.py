@@ -118,12 +118,16 @@ def test_a_save_is_in_the_database_within_the_interval_and_a_second(place: Place
     for name in ("HELENA_BATCH_INTERVAL", "HELENA_WATCH_SETTLE", "HELENA_WATCH_GRACE"):
         del place.program.variables[name]
     process = place.watch("docs")
-    saved = time.monotonic()
-    (place.docs / "a.md").write_text("# A")
-    wait_until(lambda: place.has("docs:a.md"), "it is written")
 
-    # Generous: the machine may have other things to do.
-    assert time.monotonic() - saved < 5.0 + 1.0 + 10.0
+    def in_time() -> bool:
+        name = f"{time.monotonic_ns()}.md"
+        saved = time.monotonic()
+        (place.docs / name).write_text("# A")
+        wait_until(lambda: place.has(f"docs:{name}"), "it is written")
+        return time.monotonic() - saved <= 5.0 + 1.0
+
+    # Again if need be: the machine may have had other things to do.
+    assert any(in_time() for _ in range(5))
     assert end(process) == 0
 
 
@@ -287,23 +291,30 @@ def test_on_a_terminal_there_is_a_live_view_and_ctrl_c_ends_it(place: Place):
     assert "Traceback" not in text
 
 
-def test_a_storm_while_it_is_stopped_is_found_when_it_goes_on(place: Place):
+@pytest.mark.parametrize("lost", [False, True])
+def test_ten_thousand_documents_of_a_storm_while_it_is_stopped_are_found(place: Place, lost: bool):
     process = place.watch("docs")
-    # Folders that it knows, and more events in them than the kernel keeps, if this is run at size.
-    folders, each = (200, 50) if os.environ.get("HELENA_FULL") else (40, 25)
-    (place.docs / "known").mkdir()
-    (place.docs / "known" / "a.md").write_text("# A")
+    known = place.docs / "known"
+    known.mkdir()
+    (known / "a.md").write_text("# A")
     wait_until(lambda: place.has("docs:known/a.md"), "it runs")
     process.send_signal(signal.SIGSTOP)
-    for n in range(folders):
+    if lost:
+        # More events than the kernel keeps; two that follow each other must not be the same.
+        limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+        for n in range(limit // 2 + 1):
+            os.utime(known / "a.md", (n, n))
+            os.utime(known, (n, n))
+    for n in range(200):
         folder = place.docs / f"s{n % 7}" / f"d{n}"
         folder.mkdir(parents=True)
-        for m in range(each):
+        for m in range(50):
             (folder / f"{m}.md").write_text(f"# {n} {m}")
-    (place.docs / "known" / "a.md").unlink()
+    (known / "a.md").unlink()
     process.send_signal(signal.SIGCONT)
 
-    wait_until(lambda: place.count() == folders * each, "all of them are there")
+    wait_until(lambda: place.count() == 10_000, "all of them are there", limit=120)
+    assert place.said("were lost") is lost
     assert end(process) == 0
 
 
@@ -360,25 +371,30 @@ def test_pending_files_are_taken_in(place: Place):
     assert (pending / "done" / "1.json").exists()
 
 
-def test_it_uses_few_connections_and_little_time_when_nothing_happens(
+def test_with_ten_thousand_documents_it_idles_below_one_per_cent_of_a_core(
     place: Place, helena_dsn: str
 ):
     import psutil
 
-    for n in range(200):
-        (place.docs / f"{n}.md").write_text(f"# {n}")
+    for n in range(10_000):
+        folder = place.docs / f"{n % 200}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{n}.md").write_text(f"# {n}")
     process = place.watch("docs", HELENA_BATCH_INTERVAL="5")
-    wait_until(lambda: place.count() == 200, "all is written")
+    wait_until(lambda: place.count() == 10_000, "all is written", limit=120)
     watched = psutil.Process(process.pid)
-    before, began = sum(watched.cpu_times()[:2]), time.monotonic()
-    time.sleep(3)
-    share = (sum(watched.cpu_times()[:2]) - before) / (time.monotonic() - began)
+
+    def share() -> float:
+        before, began = sum(watched.cpu_times()[:2]), time.monotonic()
+        time.sleep(5)
+        return float(sum(watched.cpu_times()[:2]) - before) / (time.monotonic() - began)
+
+    # The first ones may still see what the beginning left to do.
+    assert any(share() < 0.01 for _ in range(3))
     connections = place.admin.execute(
         "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'helena%%'"
         " AND datname = current_database()"
     ).fetchall()
 
-    # Measured over a minute it is far below one per cent.
-    assert share < 0.1
     assert len(connections) <= 3
     assert end(process) == 0

@@ -280,27 +280,27 @@ def test_names_that_are_no_text_arrive_escaped(watching: Watching):
     wait_until(lambda: watching.missing() == {r"docs:caf\xe9.md"}, "and found again")
 
 
-def test_two_branches_are_checked_out_in_turn(watching: Watching):
+def test_two_branches_that_differ_in_two_thousand_files_are_checked_out_in_turn(watching: Watching):
     if shutil.which("git") is None:
         pytest.skip("There is no git.")
 
-    def git(*arguments: str) -> None:
+    def git(*arguments: str) -> bytes:
         identity = ["-c", "user.name=x", "-c", "user.email=x@y", "-c", "gc.auto=0"]
-        subprocess.run(
-            ["git", *identity, *arguments], cwd=watching.folder, check=True, capture_output=True
-        )
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=watching.folder, check=True, capture_output=True).stdout
 
     git("init", "-q", "-b", "one")
     for branch in ("one", "two"):
-        for n in range(400):
+        for n in range(1000):
             watching.write(f"{branch}{n % 20}/{n}.md", f"# {branch} {n}")
             watching.write(f"both/{n % 100}.md", f"# {branch}")
         git("add", ".")
         git("commit", "-q", "-m", branch)
         if branch == "one":
             git("checkout", "-q", "-b", "two")
-            git("rm", "-r", "-q", "one0", "one1")
+            git("rm", "-r", "-q", "one*")
     git("checkout", "-q", "one")
+    assert len(git("diff", "--name-only", "--no-renames", "one", "two").splitlines()) >= 2000
     watching.start()
     watching.wait_for_disk()
     for branch in ("two", "one", "two"):
