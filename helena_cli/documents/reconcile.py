@@ -164,7 +164,7 @@ class _Run:
         living = sum(not document.deleted for document in known.values())
         unjudged: list[str] = []
         for within in target.within:
-            for found in _documents(target, within, documents):
+            for found in _documents(target, within, documents, self._report_progress):
                 if isinstance(found, Unreadable):
                     self._note_folder(target, found.path, found.reason)
                     unjudged.append(found.path)
@@ -264,6 +264,7 @@ class _Run:
             return
         for start in range(0, len(gone), CHUNK):
             self._mark(target, gone[start : start + CHUNK])
+            self._report_progress("")
 
     def _mark(self, target: Target, doc_ids: Sequence[str]) -> None:
         """Queue the mark. The column is replaced as a whole, so the mark carries all of it."""
@@ -288,13 +289,17 @@ class _Run:
         self._notes.append(Failure(_full(target, path), reason))
 
 
-def _documents(target: Target, within: str, documents: Filter) -> Iterator[Found | Unreadable]:
+def _documents(
+    target: Target, within: str, documents: Filter, entering: Callable[[str], None]
+) -> Iterator[Found | Unreadable]:
     """What is at a path of a root: the documents of a folder, a single one, or nothing."""
     path = target.folder / within
     if within and documents.ignores_any_part(within):
         return
     if os.path.isdir(path) and not (within and path.is_symlink()):
-        yield from scan.walk(target.folder, within, documents=documents, others=target.others)
+        yield from scan.walk(
+            target.folder, within, documents=documents, others=target.others, entering=entering
+        )
     elif documents.is_document(path.name):
         yield from scan.look(target.folder, within)
 

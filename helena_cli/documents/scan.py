@@ -189,17 +189,24 @@ def _without_retries(regex: str) -> str:
 
 
 def walk(
-    root: Path, within: str, *, documents: Filter, others: frozenset[str] = frozenset()
+    root: Path,
+    within: str,
+    *,
+    documents: Filter,
+    others: frozenset[str] = frozenset(),
+    entering: Callable[[str], None] = lambda folder: None,
 ) -> Iterator[Found | Unreadable]:
     """Find the documents of a root, or of one folder in it, in the order of their names.
 
     `within` is relative to the root with slashes, unescaped, "" for all of it. Folders in `others`
     (absolute) are roots of their own and left out. A folder that vanishes meanwhile is empty.
+    `entering` is told of each folder.
     """
     inside = os.path.join(root, "")
     pending = [within]
     while pending:
         folder = pending.pop()
+        entering(folder)
         try:
             with os.scandir(os.path.join(root, folder)) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)

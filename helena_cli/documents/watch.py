@@ -244,7 +244,7 @@ class Watcher:
                 folder.stop()
             watch = job.settings.watch
             self._agenda = Agenda(watch)
-            self._folders = [Folder(path, scope, watch, self._inbox) for path in paths]
+            self._folders = [Folder(path, scope, watch, self._inbox, self._live) for path in paths]
             self._looked.clear()
             self._job = job
         else:

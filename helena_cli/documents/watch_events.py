@@ -89,8 +89,8 @@ class Observation(Protocol):
     #: Why it does not see everything any more, "" while it does.
     flaw: str
 
-    def start(self) -> None:
-        """Arm it; from now on the inbox is told. Raises OSError."""
+    def start(self, progress: Callable[[], None]) -> None:
+        """Arm it, with a call for each folder; from now on the inbox is told. Raises OSError."""
 
     def stop(self) -> None:
         """End its threads; one that does not end is named in the log."""
@@ -108,8 +108,8 @@ class NativeObservation:
         self._observer = Observer()
         self.flaw = ""
 
-    def start(self) -> None:
-        """Arm it. Raises OSError."""
+    def start(self, progress: Callable[[], None]) -> None:
+        """Arm it, which takes the system itself but a moment. Raises OSError."""
         handler = _Handler(self._folder, self._inbox)
         self._observer.schedule(handler, str(self._folder), recursive=True, event_filter=EVENTS)
         self._observer.start()

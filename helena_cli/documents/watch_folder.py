@@ -34,6 +34,7 @@ _SHARED = frozenset(
 )
 
 _RAISE = "raise fs.inotify.max_user_watches"
+_REMEDIES = {errno.ENOSPC: _RAISE, errno.EMFILE: "raise fs.inotify.max_user_instances"}
 _MAX_WATCHES = Path("/proc/sys/fs/inotify/max_user_watches")
 
 #: An observation that ends by itself so often, and each time so soon (seconds), is given up.
@@ -53,13 +54,24 @@ class Identity(Struct, frozen=True):
 
 
 class Folder:
-    """A folder and how it is watched. `check` it every second or so."""
+    """A folder and how it is watched. `check` it every second or so.
 
-    def __init__(self, path: Path, scope: Scope, settings: WatchSettings, inbox: Inbox) -> None:
+    `progress` is called again and again meanwhile, for a large tree takes long; it may end that.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        scope: Scope,
+        settings: WatchSettings,
+        inbox: Inbox,
+        progress: Callable[[], None],
+    ) -> None:
         self.path = path
         self._scope = scope
         self._settings = settings
         self._inbox = inbox
+        self._progress = progress
         self._mode: Literal["events", "polling", "away"] = "away"
         self._reason = "it has not been looked at yet"
         self._identity: Identity | None = None
@@ -175,7 +187,7 @@ class Folder:
     def _observe(self) -> str:
         """Start to observe; "" or the reason why that is not possible."""
         try:
-            observation = _observe(self.path, self._inbox, self._keeps)
+            observation = _observe(self.path, self._inbox, self._keeps, self._progress)
         except (OSError, RuntimeError) as error:
             return f"its events cannot be had: {_cause(error)}"
         self._observation = observation
@@ -193,7 +205,10 @@ class Folder:
             return f"it lies on a file system that does not tell what others change ({kind})"
         limit = max_watches()
         if limit is not None:
-            count = sum(1 for _ in _folders(str(self.path), self._keeps))
+            count = 0
+            for _ in _folders(str(self.path), self._keeps):
+                self._progress()
+                count += 1
             if count > limit:
                 return f"it has {count:,} folders, and inotify watches {limit:,}: {_RAISE}"
         return ""
@@ -226,7 +241,11 @@ class Folder:
             documents = self._scope.filter_of(target)
             for part in target.within:
                 for found in scan.walk(
-                    target.folder, part, documents=documents, others=target.others
+                    target.folder,
+                    part,
+                    documents=documents,
+                    others=target.others,
+                    entering=lambda _: self._progress(),
                 ):
                     if isinstance(found, Unreadable):
                         # Nobody knows what is in it.
@@ -247,7 +266,9 @@ def max_watches() -> int | None:
         return None
 
 
-def _observe(path: Path, inbox: Inbox, keep: Callable[[str], bool]) -> Observation:
+def _observe(
+    path: Path, inbox: Inbox, keep: Callable[[str], bool], progress: Callable[[], None]
+) -> Observation:
     """A started observation of this system's kind. Raises OSError, RuntimeError."""
     observation: Observation
     if sys.platform == "linux":
@@ -256,12 +277,13 @@ def _observe(path: Path, inbox: Inbox, keep: Callable[[str], bool]) -> Observati
         observation = InotifyObservation(path, inbox, keep)
     else:
         observation = NativeObservation(path, inbox, keep)
-    observation.start()
+    observation.start(progress)
     return observation
 
 
 def _cause(error: Exception) -> str:
-    return f"{error} ({_RAISE})" if getattr(error, "errno", None) == errno.ENOSPC else str(error)
+    remedy = _REMEDIES.get(getattr(error, "errno", None) or 0)
+    return f"{error} ({remedy})" if remedy else str(error)
 
 
 def _folders(path: str, keep: Callable[[str], bool]) -> Iterator[str]:

@@ -65,8 +65,8 @@ class InotifyObservation:
         #: Why it does not see everything any more, "" while it does.
         self.flaw = ""
 
-    def start(self) -> None:
-        """Arm the watches. Raises OSError when one of them is refused."""
+    def start(self, progress: Callable[[], None]) -> None:
+        """Arm the watches, with a call for each. Raises OSError when one of them is refused."""
         # Of a folder that was moved while it was being armed: here the last name counts.
         warnings.filterwarnings("ignore", "Callback with id .* already exists", RuntimeWarning)
         self._source = InotifyFD()
@@ -74,7 +74,7 @@ class InotifyObservation:
         self._source.start()
         try:
             with self._lock:
-                self._watch(str(self._folder))
+                self._watch(str(self._folder), progress)
         except BaseException:
             self.stop()
             raise
@@ -130,11 +130,12 @@ class InotifyObservation:
             except OSError as error:
                 self.flaw = f"a new folder cannot be watched: {error}"
 
-    def _watch(self, path: str) -> None:
+    def _watch(self, path: str, progress: Callable[[], None] = lambda: None) -> None:
         """Watch a folder and all below it. Raises OSError when that is refused."""
         pending = [path]
         while pending:
             folder = pending.pop()
+            progress()
             if folder in self._watches or not os.access(folder, os.R_OK):
                 continue
             try:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -231,6 +232,34 @@ def test_many_documents_that_are_seen_to_go_are_all_marked(watching: Watching):
         (watching.folder / f"{n}.md").unlink()
 
     wait_until(lambda: len(watching.missing()) == 39, "all are marked, without a question")
+
+
+@pytest.mark.parametrize("polling", ["auto", "always"])
+def test_a_long_look_at_many_folders_gives_signs_of_life(
+    watching: Watching, monkeypatch, polling: str
+):
+    signs, listed = 0, Counter[int]()
+    live, scandir = Watcher._live, os.scandir
+
+    def sign(watcher: Watcher) -> None:
+        nonlocal signs
+        signs += 1
+        live(watcher)
+
+    def listing(path):
+        listed[signs] += 1
+        return scandir(path)
+
+    watching.adjust(polling=polling)
+    for n in range(50):
+        (watching.folder / f"{n}" / "without" / "documents").mkdir(parents=True)
+    monkeypatch.setattr(Watcher, "_live", sign)
+    monkeypatch.setattr(os, "scandir", listing)
+    watching.start()
+
+    # Each folder may be on a slow disk.
+    assert listed.total() > 150
+    assert max(listed.values()) < 5
 
 
 def test_a_link_changes_with_what_it_leads_to(watching: Watching):
@@ -581,7 +610,7 @@ def test_without_polling_only_a_full_look_finds_what_no_event_tells(
 ):
     watching.adjust(polling="never", rescan=1.0)
     monkeypatch.setattr(
-        InotifyObservation, "start", lambda self: (_ for _ in ()).throw(OSError("no instances"))
+        InotifyObservation, "start", lambda *_: (_ for _ in ()).throw(OSError("no instances"))
     )
     watcher = watching.start()
     watching.write("a.md")
