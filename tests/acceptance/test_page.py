@@ -105,6 +105,9 @@ def test_the_numbers_are_those_of_the_spool(chromium: Browser, spool: Spool, url
     }
     assert {identifier: page.text(identifier) for identifier in told} == told
     assert "50 operations, 40 rows, 12.3 ms" in page.text("last-flush")
+    # It was long ago: its day is told, and it is no part of the last five minutes.
+    assert page.text("last-flush").startswith("11/1")
+    assert page.attribute("#flush-chart path", "d") == ""
     assert page.evaluate("document.title") == "Helena: 1,276 waiting"
 
 
