@@ -103,6 +103,7 @@ class MetricsServer:
         last: dict[str, Any] | None = told["flushes"]["last"]
         if last is not None and last["error"] is not None:
             last["error"] = discreet(last["error"])
+        told["waiting_tables"] = found.waiting
         told["conservation"] = to_builtins(found.conservation)
         return Answer(f"{json.dumps(told)}\n".encode(), "application/json")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helena_cli.batch.flush import Waiting
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import Spool
 from helena_cli.batch.verdict import Verdict
@@ -100,6 +101,7 @@ def test_the_numbers_are_those_of_the_spool(chromium: Browser, spool: Spool, url
         "flush-p50": "12.3 ms",
         "flush-count": "1",
         "flush-failures": "0",
+        "waiting-tables": "none",
         "dead-letters": "2: helena dead-letters list says why",
         "flusher": "running",
     }
@@ -130,6 +132,8 @@ def test_what_happens_afterwards_is_shown_without_a_reload(
     assert "at most 457 ms" in page.attribute("#flush-chart", "aria-label")
     for chart in ("queue", "rate", "flush"):
         assert page.attribute(f"#{chart}-chart path", "d").startswith("M")
+    spool.wait("m", Waiting("no such table", "42P01"), 3600.0)
+    shows(page, "waiting-tables", "1: helena status says why")
     spool.record(FlushRecord(1_700_000_200.0, 0, 0, 5.0, "no route to host."))
     shows(page, "last-flush", "failed: no route to host. What waits stays queued")
     assert page.text("flush-failures") == "1"

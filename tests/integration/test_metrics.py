@@ -107,7 +107,7 @@ def test_json_has_what_status_has_and_the_law(host: Host, tmp_path: Path, serve:
         assert runtime.engine.flush(60)
         add(runtime, 5)
         told, status = serve(runtime).json(), program.json("status")
-    assert list(told) == ["queue", "flusher", "flushes", "conservation"]
+    assert list(told) == ["queue", "flusher", "flushes", "waiting_tables", "conservation"]
     # They move by themselves.
     for document in (told, status):
         assert document["queue"].pop("oldest_seconds") > 0
@@ -122,6 +122,7 @@ def test_json_has_what_status_has_and_the_law(host: Host, tmp_path: Path, serve:
     assert told["flushes"] == status["flushes"]
     assert told["flusher"]["running"]
     assert told["flushes"]["last"]["operations"] == 20
+    assert told["waiting_tables"] == 0
     assert told["conservation"] == {
         **{"accepted": 28, "written": 20, "coalesced": 0, "dead": 2, "dropped": 1, "spooled": 5}
     }
