@@ -7,7 +7,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from helena_cli.documents.known import Sink
-from helena_cli.errors import InvalidOperation
+from helena_cli.errors import InvalidOperation, SpoolFull
 
 Change = Literal["new", "changed", "missing"]
 Triple = tuple[str, str, Mapping[str, Any]]
@@ -59,15 +59,24 @@ class Outbox:
     def flush(self) -> None:
         """Queue what is collected. Raises SpoolFull or SpoolUnavailable."""
         items, self._items, self._weight = self._items, [], 0
+        self._divide(items)
+
+    def _divide(self, items: list[Item]) -> None:
+        """Queue these; if that is refused, by halves: one of them is bad, or there is little room.
+
+        The queue takes all or none, and all may be more than it ever has room for.
+        """
         try:
             self._extend(items)
-        except InvalidOperation:
-            # All or none: now one by one, to see which it was.
-            for item in items:
-                try:
-                    self._extend([item])
-                except InvalidOperation as error:
-                    self.failures.append(Failure(item.path, str(error)))
+        except (InvalidOperation, SpoolFull) as error:
+            if len(items) > 1:
+                middle = len(items) // 2
+                self._divide(items[:middle])
+                self._divide(items[middle:])
+            elif isinstance(error, SpoolFull):
+                raise
+            else:
+                self.failures.append(Failure(items[0].path, str(error)))
 
     def _extend(self, items: list[Item]) -> None:
         operations = [operation for item in items for operation in item.operations]

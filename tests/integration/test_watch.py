@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from watchdog.observers.inotify_c import (
     InotifyConstants,
     InotifyEvent,
@@ -25,6 +26,7 @@ from helena_cli.documents.watch import Watcher
 from helena_cli.documents.watch_events import Inbox, NativeObservation
 from helena_cli.documents.watch_inotify import InotifyObservation
 from helena_cli.errors import ConfigurationError, NamespaceClaimed
+from helena_cli.settings import SpoolSettings
 from tests.hosts import wait_until
 from tests.watching import QUICK, Watching
 
@@ -705,6 +707,16 @@ def test_a_deletion_waits_for_the_database_and_everything_else_goes_on(
         watching.close()
 
 
+def test_more_at_once_than_the_queue_has_room_for_comes_bit_by_bit(watching: Watching):
+    watching.settings = replace(watching.settings, spool=SpoolSettings(max_bytes=1024 * 1024))
+    for n in range(1200):
+        watching.write(f"{n % 9}/{n}.md", f"# {n}\n" + "words " * 400)
+    watcher = watching.start(looked=False)
+
+    watching.wait_for_disk()
+    wait_until(lambda: watcher.state().failure is None, "it is over")
+
+
 def test_without_the_database_it_starts_and_goes_on_when_that_is_there(
     proxy, helena_dsn: str, state_dir: Path, tmp_path: Path
 ):
@@ -774,8 +786,6 @@ def test_roots_that_cannot_be_used_leave_the_old_ones(watching: Watching, tmp_pa
 
 
 def test_a_root_that_comes_later_is_claimed_then(watching: Watching, tmp_path: Path):
-    from msgspec.structs import replace
-
     later = tmp_path / "later"
     documents = replace(watching.settings.documents, roots=(str(later),))
     watching.settings = replace(watching.settings, documents=documents)
