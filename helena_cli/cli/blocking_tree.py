@@ -79,16 +79,14 @@ class _Branches:
             branch.add(self._line(group[0]) if len(group) == 1 else _crowd(group))
 
     def _line(self, session: "Session") -> "Text":
-        text = render.cell(f"{name(session)}, {state(session)}")
+        text = render.cell(f"{session.name} {who(session)}, {state(session)}")
         mark = self._marks.get(session.key)
         if mark:
             text.append(f"  ← {mark}", style=render.STYLES["warn"])
         elsewhere = self._elsewhere(session)
         if elsewhere:
             text.append(f" (and waits for {', '.join(map(str, elsewhere))})")
-        if session.query:
-            text.append("\n").append_text(render.cell(_short(session.query), "dim"))
-        return text
+        return _with_query(text, session)
 
     def _elsewhere(self, session: "Session") -> "list[Key]":
         """Whom else it waits for, besides those that stand above it here."""
@@ -98,11 +96,10 @@ class _Branches:
         return sorted(self._plan.edges.get(session.key, frozenset()) - set(above), key=str)
 
 
-def name(session: "Session") -> str:
-    """`4711 alice (psql)`."""
+def who(session: "Session") -> str:
+    """`alice (psql)`."""
     program = f" ({session.application})" if session.application else ""
-    who = session.user or "?"
-    return f"{session.key if session.gid is None else repr(session.gid)} {who}{program}"
+    return f"{session.user or '?'}{program}"
 
 
 def state(session: "Session") -> str:
@@ -131,7 +128,13 @@ def _crowd(sessions: "list[Session]") -> "Text":
         f"{len(sessions)} sessions wait up to {render.duration(longest)} "
         f"for {sessions[0].awaits}: {pids}"
     )
-    return text.append("\n").append_text(render.cell(_short(sessions[0].query), "dim"))
+    return _with_query(text, sessions[0])
+
+
+def _with_query(text: "Text", session: "Session") -> "Text":
+    if session.query:
+        text.append("\n").append_text(render.cell(_short(session.query), "dim"))
+    return text
 
 
 def _short(query: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from helena_cli.cli import render
-from helena_cli.cli.blocking_tree import name, print_tree, state
+from helena_cli.cli.blocking_tree import print_tree, state, who
 
 if TYPE_CHECKING:
     from helena_cli.database.blocking import Session
@@ -51,8 +51,8 @@ def print_spared(spared: "Iterable[Spared]") -> None:
     """Who is left alone, why, and what a person can do."""
     facts: list[tuple[str, object]] = []
     for one in spared:
-        who = f"; {_who(one.session)}" if one.session.user else ""
-        facts.append((_called("", one.session), f"{one.reason}{who}"))
+        owner = f"; {_who(one.session)}" if one.session.user else ""
+        facts.append((_called("", one.session), f"{one.reason}{owner}"))
         if one.session.query:
             facts.append(("", one.session.query))
         facts.append(("", f"What to do: {one.remedy}"))
@@ -116,8 +116,7 @@ def print_cleaning(cleaning: "Cleaning") -> None:
 
 
 def _called(deed: str, session: "Session") -> str:
-    which = repr(session.gid) if session.pid is None else str(session.pid)
-    return f"{deed} {which}".strip()
+    return f"{deed} {session.name}".strip()
 
 
 def _facts(title: str, action: "Action") -> "Iterable[tuple[str, object]]":
@@ -129,9 +128,8 @@ def _facts(title: str, action: "Action") -> "Iterable[tuple[str, object]]":
 
 
 def _who(session: "Session") -> str:
-    _, _, who = name(session).partition(" ")
     place = f" from {session.client}" if session.client else ""
-    return f"{who}{place}, {state(session)}"
+    return f"{who(session)}{place}, {state(session)}"
 
 
 def _known(value: int | None) -> str:

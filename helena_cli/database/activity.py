@@ -45,8 +45,8 @@ SELECT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') OR count(*) FILTE
 
 _SESSIONS = """
 SELECT pid, usename::text AS user, application_name AS application, state,
-       greatest(0, extract(epoch FROM clock_timestamp() - CASE WHEN state = 'active'
-           THEN query_start ELSE state_change END))::float8 AS seconds,
+       extract(epoch FROM clock_timestamp() - CASE WHEN state = 'active'
+           THEN query_start ELSE state_change END)::float8 AS seconds,
        left(query, 1000) AS query
   FROM pg_stat_activity
 """
@@ -64,8 +64,8 @@ _WAITS = """
 SELECT w.*, pg_blocking_pids(w.pid) AS blockers FROM (
   SELECT l.pid, a.usename::text AS user, a.application_name AS application,
          coalesce(a.state, CASE WHEN a.pid IS NULL THEN 'starting' END) AS state,
-         greatest(0, extract(epoch FROM clock_timestamp() - coalesce(l.since, a.query_start)))
-             ::float8 AS seconds,
+         extract(epoch FROM clock_timestamp() - coalesce(l.since, a.query_start))::float8
+             AS seconds,
          left(a.query, 1000) AS query, count(*) OVER () AS total
     FROM (SELECT pid, max(database) AS database,
                  min((to_jsonb(k) ->> 'waitstart')::timestamptz) AS since
@@ -151,7 +151,7 @@ def waits(inquiry: Inquiry, database: str) -> Mapping[str, Any]:
             row.user,
             row.application,
             row.state,
-            row.seconds,
+            _age(row.seconds),
             without_secrets(row.query),
             # Parallel workers make it name a session twice.
             blocked_by=tuple(dict.fromkeys(row.blockers)),
@@ -168,7 +168,13 @@ def waits(inquiry: Inquiry, database: str) -> Mapping[str, Any]:
 
 
 def _session(row: Any) -> Session:
-    return Session(**{**row._asdict(), "query": without_secrets(row.query)})
+    values = {"query": without_secrets(row.query), "seconds": _age(row.seconds)}
+    return Session(**{**row._asdict(), **values})
+
+
+def _age(seconds: float | None) -> float | None:
+    """Not below zero, for clocks are set; None where the role may not see it."""
+    return None if seconds is None else max(0.0, seconds)
 
 
 def _blocking(inquiry: Inquiry, database: str, held_up: Mapping[int, int]) -> Iterable[Session]:

@@ -75,9 +75,17 @@ class Session(Struct, frozen=True):
         return self.gid or "" if self.pid is None else self.pid
 
     @property
+    def name(self) -> str:
+        """Its pid; of a prepared transaction its name, as SQL writes it."""
+        if self.gid is None:
+            return str(self.pid)
+        quoted = self.gid.replace("'", "''")
+        return f"'{quoted}'"
+
+    @property
     def label(self) -> str:
         """What a person calls it."""
-        return f"pid {self.pid}" if self.gid is None else f"the prepared transaction {self.gid!r}"
+        return f"pid {self.name}" if self.gid is None else f"the prepared transaction {self.name}"
 
     @property
     def transaction_seconds(self) -> float | None:

@@ -242,7 +242,10 @@ class _Planner:
 def _deed(session: Session) -> tuple[Deed, str]:
     """The smallest action that ends what this one holds, and why it is that one."""
     if session.gid is not None:
-        return "rollback prepared", "it is prepared, and was neither committed nor rolled back"
+        return "rollback prepared", (
+            "it is prepared, and was neither committed nor rolled back; to keep what it did "
+            f"instead: COMMIT PREPARED {session.name};"
+        )
     if session.idle_in_transaction:
         return "terminate", "it idles in a transaction, where there is no query to cancel"
     if session.state == "idle":
@@ -263,10 +266,10 @@ def _reasons(session: Session, *, queued: bool) -> Iterator[tuple[str, str]]:
         yield f"it belongs to {name}", "Run helena clear-locks for that database."
     elif session.gid is not None:
         if not session.may_end:
-            gid = session.gid.replace("'", "''")
             yield (
                 f"only {session.user} or a superuser may end it, in its own database",
-                f"Let them run there: ROLLBACK PREPARED '{gid}';",
+                f"Let them run there: ROLLBACK PREPARED {session.name}; or, to keep what it did: "
+                f"COMMIT PREPARED {session.name};",
             )
     elif session.backend_type not in (None, "client backend"):
         yield (
@@ -274,16 +277,16 @@ def _reasons(session: Session, *, queued: bool) -> Iterator[tuple[str, str]]:
             "Wait for it. An autovacuum gives way by itself, unless it prevents a wraparound.",
         )
     elif session.superuser and not session.may_end:
-        yield "it belongs to a superuser", _by_superuser(session)
+        yield "it belongs to a superuser", _by_another(session)
     elif not session.may_end:
         yield (
             f"this role may not end what belongs to {session.user or 'the server itself'}",
-            f"GRANT pg_signal_backend, pg_read_all_stats TO this role; or {_by_superuser(session)}",
+            f"GRANT pg_signal_backend, pg_read_all_stats TO this role; or {_by_another(session)}",
         )
     elif session.backend_type is None:
         yield (
             "this role may not see what it does",
-            f"GRANT pg_read_all_stats TO this role; or {_by_superuser(session)}",
+            f"GRANT pg_read_all_stats TO this role; or {_by_another(session)}",
         )
     elif session.vacuum and not queued:
         yield (
@@ -292,5 +295,7 @@ def _reasons(session: Session, *, queued: bool) -> Iterator[tuple[str, str]]:
         )
 
 
-def _by_superuser(session: Session) -> str:
-    return f"let a superuser run: SELECT pg_terminate_backend({session.pid});"
+def _by_another(session: Session) -> str:
+    users = [session.user] if session.user and not session.superuser else []
+    who = " or ".join([*users, "a superuser"])
+    return f"let {who} run: SELECT pg_terminate_backend({session.pid});"

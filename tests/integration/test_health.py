@@ -176,6 +176,26 @@ def test_a_role_that_may_not_look_gets_unknown_and_not_zero(own: Session, helena
     assert health.connections.used
 
 
+def test_of_who_holds_others_up_a_blind_role_sees_no_age_and_not_zero(
+    own: Session, helena_dsn: str
+):
+    role = f"helena_blind_{own.info.backend_pid}"
+    own.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+    try:
+        with (
+            holding(helena_dsn, "LOCK TABLE messages") as culprit,
+            running(helena_dsn, "SELECT count(*) FROM messages"),
+            session(helena_dsn) as blind,
+        ):
+            await_waiting(own, 1)
+            blind.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+            (blocking,) = probe(blind).blocking
+    finally:
+        own.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+    assert (blocking.pid, blocking.holds_up) == (culprit, 1)
+    assert (blocking.state, blocking.seconds) == (None, None)
+
+
 def test_a_connection_that_is_lost_meanwhile_leaves_reasons(own: Session, helena_dsn: str):
     with session(helena_dsn) as killer:
         killer.execute("SELECT pg_terminate_backend(%s)", [own.info.backend_pid])

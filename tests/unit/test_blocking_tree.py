@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from helena_cli.cli.blocking_tree import print_tree
-from helena_cli.database.blocking import Look
+from helena_cli.cli.relief_report import print_plan
+from helena_cli.database.blocking import Look, Session
 from helena_cli.database.relief import Scope, make_plan
 from tests.unit.test_relief import ALTER, readers, session
 from tests.unit.test_render import Terminal
@@ -61,3 +62,30 @@ def test_what_a_query_says_moves_no_cursor(monkeypatch):
         session(1, query="SELECT '\x1b[2J[/x]'\n  , 2"), session(2, 1), monkeypatch=monkeypatch
     )
     assert lines[1] == "SELECT '[2J[/x]' , 2"
+
+
+def test_a_prepared_transaction_has_the_name_that_one_would_type(monkeypatch):
+    prepared = Session(pid=None, gid="it's 17", user="me", state="prepared", may_end=True)
+    lines = shown(prepared, session(1, "it's 17"), monkeypatch=monkeypatch)
+    assert lines[0] == "'it''s 17' me, prepared for -  ← rollback prepared"
+
+
+@pytest.mark.parametrize("may_end", [True, False])
+def test_the_plan_says_whose_a_prepared_transaction_is_and_how_to_keep_it(monkeypatch, may_end):
+    monkeypatch.setattr(sys, "stdout", screen := Terminal())
+    monkeypatch.setenv("COLUMNS", "200")
+    prepared = Session(pid=None, gid="it's 17", user="me", state="prepared", may_end=may_end)
+    plan = make_plan(Look.of([prepared, session(1, "it's 17")]), Scope())
+    print_plan(plan, (), advisory=0)
+    _, about = re.split("Plan|Left alone", screen.getvalue())
+    assert "me, prepared for -" in about
+    assert "17' me" not in about
+    assert "COMMIT PREPARED 'it''s 17';" in about
+    assert "it\\'s" not in screen.getvalue()
+
+
+def test_who_hides_its_query_takes_no_line_for_it(monkeypatch):
+    crowd = [session(n, 1, query="") for n in (2, 3)]
+    lines = shown(session(1, query=""), *crowd, monkeypatch=monkeypatch)
+    assert len(lines) == 2
+    assert all(lines)

@@ -134,6 +134,15 @@ def test_some_sessions_are_never_ended(root: dict[str, Any], reason: str):
         assert found.blocked == 1
 
 
+@pytest.mark.parametrize(
+    ("superuser", "who"), [(False, "let me or a superuser run"), (True, "let a superuser run")]
+)
+def test_who_may_end_a_session_is_told_to_a_role_that_may_not(superuser: bool, who: str):
+    found = plan(session(1, may_end=False, superuser=superuser), session(2, 1, state="active"))
+    (one,) = found.spared
+    assert f"{who}: SELECT pg_terminate_backend(1);" in one.remedy
+
+
 def test_behind_one_that_must_stay_a_queued_statement_is_cancelled_for_the_others():
     found = plan(session(1, may_end=False), session(2, 1, awaits=ALTER), *readers(2))
     assert deeds(found) == [(2, "cancel", 20)]
