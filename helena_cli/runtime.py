@@ -167,14 +167,16 @@ class Runtime:
             self._embedded_dsn = None
             raise
 
-    def checkup(self) -> "Checkup":
+    def checkup(self, *, sparing: bool = False) -> "Checkup":
         """Looks at the database and never hangs, for `status`. A context manager.
 
         Raises DatabaseUnreachable when the embedded server does not start.
         """
         from helena_cli.database.checkup import Checkup
+        from helena_cli.database.door import Door
 
-        return Checkup(self._started(), self._spool_path.with_suffix(".barred"))
+        door = Door(self._spool_path.with_suffix(".barred"))
+        return Checkup(self._started(), door, sparing=sparing)
 
     @contextmanager
     def connection(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 class Observer:
     """Looks as often as it is asked to, over one connection. A context manager."""
 
-    def __init__(self, runtime: "Runtime") -> None:
+    def __init__(self, runtime: "Runtime", *, sparing: bool = False) -> None:
         self._runtime = runtime
+        self._sparing = sparing
         self._checkup: Checkup | None = None
 
     def __enter__(self) -> Self:
@@ -50,7 +51,7 @@ class Observer:
     def _examine(self, tables: list[str]) -> Examination:
         try:
             if self._checkup is None:
-                self._checkup = self._runtime.checkup()
+                self._checkup = self._runtime.checkup(sparing=self._sparing)
         except (DatabaseUnreachable, DatabaseRefused) as error:
             return Examination(None, error)
         return self._checkup.look(tables)

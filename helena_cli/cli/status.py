@@ -50,7 +50,9 @@ def command(
 
     if check and watch:
         raise UsageError("--check and --watch contradict each other.", remedy="Give one of them.")
-    with Runtime(common.settings()) as runtime, Observer(runtime) as observer:
+    # Programs come again and again; what --watch asks is asked once, however long that takes.
+    sparing = check or (common.json and not watch)
+    with Runtime(common.settings()) as runtime, Observer(runtime, sparing=sparing) as observer:
         if watch:
             _watch(lambda: _look(runtime, observer), interval, as_json=common.json)
             return ExitCode.DONE

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
 import psycopg
@@ -20,7 +19,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from helena_cli.database.connection import Connection, connect, slots_are_taken
-from helena_cli.database.elsewhere import PLACES
+from helena_cli.database.door import Door
+from helena_cli.database.elsewhere import PLACES, SHUT
 from helena_cli.database.health import Health
 from helena_cli.database.probe import (
     NO_ANSWER,
@@ -40,6 +40,10 @@ PATIENCE = 0.7
 
 #: Seconds for what may still come although somebody is known to be in the way.
 HOPELESS = 0.3
+
+#: Seconds after which a login that hangs is given up. It is not tried anew before, for each one
+#: keeps a slot of the server.
+LOGIN = 600.0
 
 TAKEN = (
     "All connections that this role may have are taken. Ask again as a superuser, for whom some "
@@ -63,16 +67,19 @@ class Examination(Struct, frozen=True):
 class Checkup:
     """Looks at one database, again and again over one connection. Not safe for threads.
 
-    A login that hangs would keep its slot on the server until the lock ends. So the file `barred`
-    remembers it, and nobody knocks again while that lock is there.
+    A login that hangs keeps its slot on the server until the lock ends. So nobody knocks again at
+    the `door` while that lock is seen from elsewhere; and a `sparing` one, which comes again and
+    again, takes its time where nobody answers at all.
     """
 
-    def __init__(self, target: Target, barred: Path, *, seconds: float = SECONDS) -> None:
-        # libpq gives up later than the look, so that there is one message for it.
-        self._target = replace(target, connect_timeout=seconds + 1)
+    def __init__(
+        self, target: Target, door: Door, *, seconds: float = SECONDS, sparing: bool = False
+    ) -> None:
+        self._target = replace(target, connect_timeout=LOGIN)
         self._database = database_name(target)
-        self._barred = barred
+        self._door = door
         self._seconds = seconds
+        self._sparing = sparing
         self._own: _Look | None = None
         self._aside: _Look | None = None
 
@@ -91,7 +98,10 @@ class Checkup:
     def look(self, watched: Iterable[str] = ()) -> Examination:
         """Find out what can be found out in time, of Helena's tables and the watched ones."""
         deadline = time.monotonic() + self._seconds
-        if self._barred.exists():
+        pause = self._door.pause() if self._sparing else 0.0
+        if pause:
+            return Examination(None, self._asked_before(pause))
+        if self._door.barred:
             found = self._from_elsewhere(deadline)
             if found is not None and found.catalog_lock is not None:
                 return Examination(found, self._shut(found))
@@ -149,31 +159,27 @@ class Checkup:
 
     def _examined(self, own: "_Look", elsewhere: Health | None) -> Examination:
         connected, health, error = own.connection is not None, own.health, own.error
-        if not own.ended.is_set():
+        # One that is still being let in is waited for by the next look.
+        if connected and not own.ended.is_set():
             own.abandon()
         if own.bug is not None:
             raise own.bug
-        if connected:
-            self._remember(barred=False)
+        if connected or error is not None:
+            self._door.opened()
         if error is not None and slots_are_taken(error):
             return Examination(None, DatabaseUnreachable(str(error), remedy=TAKEN), True)
         if error is not None:
             return Examination(elsewhere, error)
         if health is not None and health.response_ms is not None:
             return Examination(completed(health, elsewhere))
-        if elsewhere is None or elsewhere.catalog_lock is None:
-            return Examination(elsewhere, self._silent())
-        if not connected:
-            self._remember(barred=True)
-        return Examination(elsewhere, self._shut(elsewhere))
-
-    def _remember(self, *, barred: bool) -> None:
-        # A state directory that cannot be written to is no reason to say nothing.
-        with suppress(OSError):
-            if barred:
-                self._barred.touch(mode=0o600)
-            else:
-                self._barred.unlink(missing_ok=True)
+        held = elsewhere is not None and elsewhere.catalog_lock is not None
+        if held and not connected:
+            self._door.held()
+        elif not connected:
+            self._door.silent()
+        if elsewhere is not None and held:
+            return Examination(elsewhere, self._shut(elsewhere))
+        return Examination(elsewhere, self._silent())
 
     def _shut(self, found: Health) -> HelenaError:
         lock = found.catalog_lock
@@ -187,7 +193,14 @@ class Checkup:
         return DatabaseUnreachable(
             f"The database {self._target.label} did not answer within {self._seconds:g} s.",
             remedy="It hangs, or the way to it does: look at the load of the server, its log and "
-            "the network. What is queued stays in the spool.",
+            f"the network. {SHUT} What is queued stays in the spool.",
+        )
+
+    def _asked_before(self, pause: float) -> HelenaError:
+        return DatabaseUnreachable(
+            f"The database {self._target.label} did not answer, and is left in peace for another "
+            f"{pause:.0f} s: each login that hangs keeps a connection of the server.",
+            remedy=f"helena status, without options, asks at once. {SHUT}",
         )
 
 

@@ -1,6 +1,7 @@
 """A look at a database that hangs: it ends in time, and says who is in the way."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.database.checkup import Checkup, Examination
+from helena_cli.database.door import Door
 from helena_cli.database.health import Health
 from helena_cli.database.target import Target, database_name
+from tests.hosts import wait_until
 from tests.proxy import Proxy
 from tests.sessions import Session, holding, session
 
@@ -17,16 +20,16 @@ pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
-def barred(tmp_path: Path) -> Path:
-    return tmp_path / "barred"
+def door(tmp_path: Path) -> Door:
+    return Door(tmp_path / "barred")
 
 
 @pytest.fixture
-def examine(helena_dsn: str, barred: Path) -> Iterator[Callable[..., Examination]]:
+def examine(helena_dsn: str, door: Door) -> Iterator[Callable[..., Examination]]:
     """Looks at the test's database; with another DSN at that one."""
 
-    def look(dsn: str = helena_dsn) -> Examination:
-        with Checkup(Target(dsn, "the database", "key"), barred) as checkup:
+    def look(dsn: str = helena_dsn, *, sparing: bool = False) -> Examination:
+        with Checkup(Target(dsn, "the database", "key"), door, sparing=sparing) as checkup:
             return checkup.look()
 
     yield look
@@ -68,7 +71,7 @@ def test_when_nobody_gets_in_another_database_says_who_holds_the_door(
 
 
 def test_nobody_knocks_again_while_the_door_is_held(
-    examine: Callable[[], Examination], helena_dsn: str, outside: Session, barred: Path
+    examine: Callable[[], Examination], helena_dsn: str, outside: Session, door: Door
 ):
     def at_the_door() -> object:
         # Those who are still being opened show nowhere else before release 18.
@@ -82,9 +85,9 @@ def test_nobody_knocks_again_while_the_door_is_held(
         for _ in range(4):
             assert "lets nobody in" in str(examine().error)
         assert at_the_door() == (1,)
-        assert barred.exists()
+        assert door.barred
     assert examine().error is None
-    assert not barred.exists()
+    assert not door.barred
 
 
 def test_a_lock_on_a_catalog_that_lets_one_in_is_named_for_every_question_it_stops(
@@ -100,8 +103,8 @@ def test_a_lock_on_a_catalog_that_lets_one_in_is_named_for_every_question_it_sto
         assert health.unknown[question] == f"pg_proc is locked by pid {culprit}"
 
 
-def test_an_open_connection_sees_the_culprit_by_itself(helena_dsn: str, barred: Path):
-    with Checkup(Target(helena_dsn, "the database", "key"), barred) as checkup:
+def test_an_open_connection_sees_the_culprit_by_itself(helena_dsn: str, door: Door):
+    with Checkup(Target(helena_dsn, "the database", "key"), door) as checkup:
         assert checkup.look().error is None
         with holding(helena_dsn, "LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE") as culprit:
             # The table is new to the session, so that it has to read the catalog.
@@ -120,9 +123,9 @@ def test_a_database_that_accepts_and_says_nothing_is_given_up(
 
 
 def test_a_line_that_falls_silent_between_two_looks_is_given_up_and_found_again(
-    proxy: Proxy, barred: Path
+    proxy: Proxy, door: Door
 ):
-    with Checkup(Target(proxy.dsn, "the database", "key"), barred, seconds=1.5) as checkup:
+    with Checkup(Target(proxy.dsn, "the database", "key"), door, seconds=1.5) as checkup:
         assert checkup.look().error is None
         assert checkup.look().error is None
         assert proxy.accepted == 1
@@ -138,8 +141,42 @@ def test_a_line_that_falls_silent_between_two_looks_is_given_up_and_found_again(
         assert examination.error is None
 
 
-def test_a_pooler_in_transaction_mode_is_no_obstacle(pgbouncer: str, barred: Path):
-    with Checkup(Target(pgbouncer, "the database", "key"), barred) as checkup:
+def test_a_login_that_hangs_is_waited_for_and_not_tried_again(proxy: Proxy, door: Door):
+    proxy.stalled = True
+    with Checkup(Target(proxy.dsn, "the database", "key"), door, seconds=1.0) as checkup:
+        for _ in range(5):
+            assert "did not answer within 1 s" in str(checkup.look().error)
+        # Its own and the one for the other database.
+        assert proxy.accepted == 2
+        proxy.stalled = False
+        wait_until(lambda: checkup.look().error is None, "the login succeeds")
+        assert proxy.accepted == 2
+
+
+def test_who_comes_again_and_again_takes_time_before_a_door_where_nobody_answers(
+    examine: Callable[..., Examination], proxy: Proxy, door: Door, tmp_path: Path
+):
+    proxy.stalled = True
+    assert "did not answer within 2 s" in str(examine(proxy.dsn, sparing=True).error)
+    assert "did not answer within 2 s" in str(examine(proxy.dsn, sparing=True).error)
+    knocked = proxy.accepted
+    examination = examine(proxy.dsn, sparing=True)
+    assert "left in peace" in str(examination.error)
+    assert "helena status, without options" in str(examination.error and examination.error.remedy)
+    assert proxy.accepted == knocked
+    # A person is not kept waiting.
+    assert "did not answer within 2 s" in str(examine(proxy.dsn).error)
+    assert proxy.accepted > knocked
+    # And nobody for longer than it was barred so far.
+    path = tmp_path / "barred"
+    os.utime(path, (0, time.time() - 2 * door.pause()))
+    proxy.stalled = False
+    assert examine(proxy.dsn, sparing=True).error is None
+    assert not door.barred
+
+
+def test_a_pooler_in_transaction_mode_is_no_obstacle(pgbouncer: str, door: Door):
+    with Checkup(Target(pgbouncer, "the database", "key"), door) as checkup:
         for _ in range(2):
             examination = checkup.look()
             assert examination.error is None
@@ -181,7 +218,7 @@ def test_a_lost_database_name_only_costs_the_look_from_elsewhere(tmp_path: Path)
     assert database_name(Target("service=somewhere dbname=x", "", "")) == "x"
     assert database_name(Target("postgresql://u@h/d", "", "")) == "d"
     assert database_name(Target("postgresql://u@h", "", "")) == "u"
-    with Checkup(Target("service=somewhere", "x", ""), tmp_path / "barred") as checkup:
+    with Checkup(Target("service=somewhere", "x", ""), Door(tmp_path / "barred")) as checkup:
         assert checkup.look().error is not None
 
 
