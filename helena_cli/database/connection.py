@@ -66,9 +66,17 @@ _SLOTS_TAKEN = (
 )
 
 
+_NO_ANSWER = "timeout expired|timed out"
+
+
 def slots_are_taken(error: HelenaError) -> bool:
     """Whether a connection failed because all of them are in use."""
     return re.search(_SLOTS_TAKEN, str(error)) is not None
+
+
+def nobody_answered(error: HelenaError) -> bool:
+    """Whether a connection failed because there was no answer in time."""
+    return re.search(_NO_ANSWER, str(error)) is not None
 
 
 #: Why a connection failed, by what libpq, the server or PgBouncer say. There is no SQLSTATE then.
@@ -115,7 +123,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "No server listens there: start PostgreSQL, or mend host and port in the DSN.",
     ),
     (
-        r"timeout expired|timed out|Network is unreachable|No route to host",
+        rf"{_NO_ANSWER}|Network is unreachable|No route to host",
         "Nothing answered in time: look at the network, a firewall or an overloaded server; "
         "[database] connect_timeout says how long to wait.",
     ),

@@ -16,8 +16,14 @@ from psycopg.rows import dict_row
 
 from helena_cli.database import prepared
 from helena_cli.database.blocking import Awaited, Key, Look, Session
-from helena_cli.database.connection import Connection, connect, slots_are_taken, translate
-from helena_cli.database.elsewhere import PLACES, TEMPLATE
+from helena_cli.database.connection import (
+    Connection,
+    connect,
+    nobody_answered,
+    slots_are_taken,
+    translate,
+)
+from helena_cli.database.elsewhere import PLACES, SHUT, TEMPLATE
 from helena_cli.database.statement_text import readable, without_secrets
 from helena_cli.database.target import Target, database_name
 from helena_cli.errors import DatabaseUnreachable, HelenaError, UsageError
@@ -186,6 +192,9 @@ def _server(
 
 
 def _with_remedy(error: DatabaseUnreachable) -> DatabaseUnreachable:
+    if nobody_answered(error):
+        remedy = f"Look at the load of the server, a firewall and the network. {SHUT}"
+        return DatabaseUnreachable(str(error), remedy=remedy)
     if not slots_are_taken(error):
         return error
     return DatabaseUnreachable(

@@ -153,6 +153,14 @@ def test_with_all_slots_taken_a_superuser_still_gets_in_and_others_are_told(spec
     assert done(document) == [(pid, "terminate", "terminated")]
 
 
+def test_when_nobody_can_log_in_at_all_a_person_is_told_what_is_left(special, state_dir):
+    special.session("LOCK TABLE pg_database")
+    result = program(special, state_dir).run("clear-locks", "--yes")
+    assert result.returncode == 4
+    assert result.stdout == b""
+    assert "kill -TERM, never -9" in result.stderr.decode()
+
+
 def test_a_database_that_is_away_is_4(state_dir):
     away = "host=127.0.0.1 port=1 user=nobody dbname=none"
     result = Program(state_dir, state_dir, away).run("clear-locks", "--yes")
