@@ -70,8 +70,8 @@ def command(
     root of the blockade; a session that idles in a transaction is terminated, a prepared
     transaction rolled back. Then the tables concerned are cleaned: GIN pending lists, VACUUM
     (ANALYZE). Sessions of other databases, of the server itself, and VACUUM are left alone. Exits
-    with 1 when something still blocks. What was ended is written to clear-locks.log in the state
-    directory.
+    with 1 when something still blocks, or what was named could not be ended or cleaned. What was
+    ended is written to clear-locks.log in the state directory.
     """
     from helena_cli.cli.rescue import Rescue
     from helena_cli.database import locks
@@ -91,7 +91,7 @@ def command(
                 render.print_json(run.document())
     if error is not None:
         raise error
-    return ExitCode.PARTIAL if run.remaining and not dry_run else ExitCode.DONE
+    return ExitCode.PARTIAL if run.done_in_part and not dry_run else ExitCode.DONE
 
 
 def _seconds(text: str) -> float:

@@ -39,7 +39,7 @@ class Rescue:
         self._relations = self._plans[0].relations | (scope.relations or frozenset())
         self._done: list[Done] = []
         self._cleaning: Cleaning | None = None
-        self.remaining = self._plans[0].blocked
+        self.remaining = self._left(self._plans[0])
 
     def work(self, *, dry_run: bool, yes: bool, may_ask: bool) -> HelenaError | None:
         """Show, ask, do and look again. The error that stopped it is returned, to be raised last.
@@ -60,6 +60,16 @@ class Rescue:
         except (Refused, DatabaseRefused, DatabaseUnreachable) as error:
             return error
         return None
+
+    @property
+    def done_in_part(self) -> bool:
+        """Whether something still blocks, or what was named could not be ended or cleaned."""
+        cleaning = self._cleaning
+        return self.remaining > 0 or (
+            bool(self._scope.relations)
+            and cleaning is not None
+            and (bool(cleaning.skipped) or not all(one.succeeded for one in cleaning.tables))
+        )
 
     def document(self) -> dict[str, Any]:
         """The contract with other programs."""
@@ -107,7 +117,7 @@ class Rescue:
 
                 print_done(done)
             now = make_plan(clearing.settled(self._server, plan), self._scope)
-            self.remaining = now.blocked
+            self.remaining = self._left(now)
             cancelled = {one.action.session.key for one in self._done if one.cancelled}
             acted = [one.action for one in self._done]
             self._plans.append(follow_up(now, acted, cancelled))
@@ -119,6 +129,12 @@ class Rescue:
         self.remaining += sum(not (d.succeeded or d.action.frees) for d in last.values())
         if self._show:
             self._print_end()
+
+    def _left(self, plan: "Plan") -> int:
+        """How many wait for a lock, and how many were named, block nobody and are left alone."""
+        blocking = {key for blockers in plan.edges.values() for key in blockers}
+        alone = {one.session.key for one in plan.spared} & plan.look.sessions.keys() - blocking
+        return plan.blocked + len(alone & self._scope.pids)
 
     def _print_plan(self, plan: "Plan") -> None:
         from helena_cli.cli.relief_report import print_plan, print_server

@@ -71,6 +71,9 @@ class GinList(Struct, frozen=True):
     remedy: str | None = None
 
 
+VACUUMED = "vacuumed"
+
+
 class Vacuumed(Struct, frozen=True):
     """One table, with its dead rows before and after as the server counts them, and the seconds."""
 
@@ -80,6 +83,11 @@ class Vacuumed(Struct, frozen=True):
     seconds: float
     result: str
     remedy: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it was vacuumed."""
+        return self.result == VACUUMED
 
 
 class Cleaning(Struct, frozen=True):
@@ -204,7 +212,7 @@ class _Cleaner:
             dead_before=dead,
             dead_after=self._dead(table),
             seconds=time.monotonic() - started,
-            result=f"not vacuumed: {failed}" if failed else "vacuumed",
+            result=f"not vacuumed: {failed}" if failed else VACUUMED,
             remedy=remedy,
         )
 
@@ -252,7 +260,7 @@ def _told(
     if outcome is not None and outcome.failed is None:
         pages = "1 page" if outcome.number == 1 else f"{outcome.number} pages"
         return f"emptied, {pages}", None
-    if vacuum.result == "vacuumed":
+    if vacuum.succeeded:
         return "emptied by VACUUM", None
     if outcome is not None:
         return f"not emptied: {outcome.failed}", "Run helena clear-locks again."

@@ -312,7 +312,7 @@ def test_sessions_of_another_database_are_left_alone(newest, postgres, helena):
         root, _, readers = emergency(other, "ACCESS EXCLUSIVE")
         idle = other.session("SELECT 1")
         arguments = ("--yes", "--all", "--older-than=0", f"--pid={root}")
-        document = helena(newest, *arguments)
+        document = helena(newest, *arguments, code=1)
         assert document["applied"] == []
         assert {root, idle.info.backend_pid} <= other.pids()
         assert not any(reader.done.is_set() for reader in readers)
@@ -340,6 +340,21 @@ def test_all_ends_what_blocks_nobody_yet_and_nothing_younger(newest, helena):
     assert sorted(done(document)) == sorted(
         [(idle.info.backend_pid, "terminate", "terminated"), (long.pid, "cancel", "cancelled")]
     )
+
+
+def test_what_was_named_and_could_not_be_done_is_1(newest, helena):
+    busy = newest.run("SELECT pg_sleep(60)")
+    idle = newest.session("SELECT 1", autocommit=True).info.backend_pid
+    stranger = newest.role()
+    document = helena(newest, "--yes", f"--pid={busy.pid}", code=1, user=stranger)
+    assert (document["applied"], document["remaining"]) == ([], 1)
+    assert helena(newest, "--yes", f"--pid={idle}", code=1)["remaining"] == 1
+    # The wish of whoever names one that is gone is fulfilled.
+    assert helena(newest, "--yes", "--pid=999999999")["remaining"] == 0
+    document = helena(newest, "--yes", "--table=goods", code=1, user=stranger)
+    assert document["tables"][0]["result"].startswith("not vacuumed")
+    assert helena(newest, "--yes", "--table=goods")["tables"][0]["result"] == "vacuumed"
+    assert not busy.done.is_set()
 
 
 def test_the_options_choose_whom_it_ends(newest, helena):
