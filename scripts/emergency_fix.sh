@@ -65,6 +65,11 @@ say() {
     printf '%s\n' "$*"
 }
 
+many() {
+    [ "$1" = 1 ] || set -- "$1" "$2s"
+    say "$1 $2"
+}
+
 phase() {
     printf '\n%s\n' "$*"
 }
@@ -590,7 +595,8 @@ plan_session() {
             case $reported in *" $2 "*) return ;; esac
             reported="$reported $2 "
             if [ "$4" = holds ]; then
-                fail "$2 holds others up, but $5. Somebody who may: SELECT pg_terminate_backend($2);"
+                fail "$2 holds others up, but $5. If it must end, somebody who may:" \
+                    "SELECT pg_terminate_backend($2);"
             else
                 say "   $2 left alone: $5"
             fi
@@ -974,7 +980,7 @@ empty_one() {
         if [ "$ROWS" = 0 ]; then
             empty=$((empty + 1))
         else
-            say "   $2: $ROWS pages"
+            say "   $2: $(many "$ROWS" page)"
         fi
     else
         fail "$2: $(in_words "$MESSAGES")"
@@ -1064,8 +1070,8 @@ SELECT '@', 'unlimited';
 show_result() {
     show_activity
     if ask 20 "$(transaction "$(graph) SELECT '@', count(*) FROM waiter")"; then
-        [ "$ROWS" = 0 ] || fail "Held up for more than $wait s: $ROWS sessions. Run this again," \
-            "or see above who holds them up."
+        [ "$ROWS" = 0 ] || fail "Held up for more than $wait s: $(many "$ROWS" session). Run this" \
+            "again, or see above who holds them up."
     fi
 }
 

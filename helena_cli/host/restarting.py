@@ -74,8 +74,10 @@ def start_again(stopped: StoppedProcess, taken: Collection[int] = ()) -> int:
         with _opened(stopped.output) as output, _opened(stopped.errors) as errors:
             process = _spawn(stopped, output, errors)
     except OSError as error:
+        # Its program, its folder, or a file that it wrote to.
+        what = f"{error.filename}: " if error.filename else ""
         raise HelenaError(
-            f"{stopped.command} cannot be started: {error.strerror}.",
+            f"{stopped.command} cannot be started: {what}{error.strerror}.",
             remedy=f"Start it by hand, in {stopped.folder}.",
         ) from error
     try:

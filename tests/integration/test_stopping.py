@@ -10,10 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from msgspec.structs import replace
 
 from helena_cli.host.processes import ended, find
 from helena_cli.host.stop_plan import make_plan
-from helena_cli.host.stop_record import Record
+from helena_cli.host.stop_record import Record, StoppedProcess
 from helena_cli.host.stopping import Report, Stopping
 from helena_cli.host.supervisors import Wanted
 from helena_cli.host.undoing import undo
@@ -349,6 +350,20 @@ def test_what_cannot_start_again_stays_in_the_record(writers: Writers, stop: Sto
     assert restored == []
     assert "ended at once, with code 2" in failures[0].reason
     assert len(record.entries()) == 1
+
+
+def test_a_log_that_cannot_be_written_is_named_and_nothing_is_started(
+    writers: Writers, stop: Stop, record: Record, tmp_path: Path
+):
+    writers.writer("a")
+    stop("a")
+    log = tmp_path / "gone" / "log"
+    (entry,) = record.entries()
+    assert isinstance(entry, StoppedProcess)
+    restored, failures = undo(record, [replace(entry, output=str(log))])
+    assert restored == []
+    assert f"{log}: No such file" in failures[0].reason
+    assert not find([writers.name("a")])
 
 
 def test_stopping_twice_is_harmless(writers: Writers, stop: Stop, record: Record):
