@@ -1,6 +1,6 @@
 """How `helena status` looks to a person. Pure: what was observed becomes things to print."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from rich.console import RenderableType
+
+#: How the limits look that no message tells.
+_LIMITS: Mapping[str, Callable[[float | None], str]] = {
+    "queue_age": render.duration,
+    "flusher": render.duration,
+    "throughput": lambda limit: f"{render.number(limit)}/s",
+    "response_time": render.milliseconds,
+    "longest_query": render.duration,
+}
 
 Others = Sequence[tuple[Path, Queue | None]]
 
@@ -266,12 +275,20 @@ def _checks(checks: Sequence[Check]) -> "Iterator[RenderableType]":
             (
                 render.cell(one.status, render.STYLES[one.status]),
                 one.name,
-                one.message,
+                _found(one),
                 one.remedy,
             )
             for one in checks
         ),
     )
+
+
+def _found(check: Check) -> str:
+    """What was found; with the limit that it comes near to, or is above."""
+    show = _LIMITS.get(check.name)
+    if show is None or check.value is None or check.status not in ("warn", "critical"):
+        return check.message
+    return f"{check.message} (limit {show(check.limit)})"
 
 
 def _ago(moment: "datetime | None", now: float) -> str:

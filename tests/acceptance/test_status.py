@@ -211,6 +211,7 @@ def test_check_fails_when_a_query_runs_longer_than_the_limit_that_was_set(
     assert result.returncode == ExitCode.PARTIAL
     assert f"pid {pid}" in result.stdout.decode()
     assert "queue_age" not in result.stdout.decode()
+    assert "(limit 0.2 s)" in result.stdout.decode()
     assert "clear-locks --all" in result.stdout.decode()
 
 
