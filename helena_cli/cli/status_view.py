@@ -191,20 +191,31 @@ def _gin(health: Health) -> "Iterator[RenderableType]":
     if not health.gin:
         return
     yield render.heading("Pending lists of GIN indexes")
-    yield render.table(
-        ("index", "table", "pages", "limit", "note"),
-        (
+    read = [index for index in health.gin if index.pending_pages is not None]
+    if read:
+        yield render.table(
+            ("index", "table", "pages", "limit", "note"),
             (
-                index.index,
-                index.table,
-                "?" if index.pending_pages is None else f"{index.pending_pages:,}",
-                f"{index.limit_pages:,}",
-                index.reason or (None if index.fastupdate else "fastupdate is off"),
-            )
-            for index in health.gin
-        ),
-        right=("pages", "limit"),
-    )
+                (
+                    index.index,
+                    index.table,
+                    f"{index.pending_pages:,}",
+                    f"{index.limit_pages:,}",
+                    None if index.fastupdate else "fastupdate is off",
+                )
+                for index in read
+            ),
+            right=("pages", "limit"),
+        )
+    # Mostly it is the same for all of them.
+    unread: dict[str, list[str]] = {}
+    for index in health.gin:
+        if index.pending_pages is None:
+            unread.setdefault(index.reason or "unknown", []).append(index.index)
+    if unread:
+        yield render.facts(
+            ("Not read", f"{', '.join(names)} ({reason})") for reason, names in unread.items()
+        )
 
 
 def _lanes(seen: Observed) -> "Iterator[RenderableType]":

@@ -159,6 +159,10 @@ def test_without_pgstattuple_pending_lists_are_unknown_with_the_cure(program: Pr
     gin = checks(program.json("status"))["gin_pending"]
     assert gin["status"] == "unknown"
     assert "CREATE EXTENSION pgstattuple" in gin["remedy"]
+    said = program.run("status").stdout.decode()
+    assert "messages_context_idx, messages_tags_idx (the extension pgstattuple" in said
+    # Beside the lists, and among the checks: not for each index.
+    assert said.count("pgstattuple is not installed") == 2
 
 
 # No database
