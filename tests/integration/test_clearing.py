@@ -97,3 +97,19 @@ def test_a_look_leaves_nothing_in_the_session_and_takes_no_lock_of_a_table(
     held = "SELECT count(*) FROM pg_locks WHERE relation = ANY(%(oids)s) AND pid = %(pid)s"
     values = {"oids": list(goods), "pid": server.connection.info.backend_pid}
     assert blockade.sql(held, values) == [(0,)]
+
+
+def test_whoever_lets_go_between_two_looks_blocks_nobody(blockade: Blockade, server: Server):
+    root = blockade.session("LOCK TABLE goods")
+    waiter = blockade.run("SELECT count(*) FROM goods")
+
+    def meanwhile(_: float) -> None:
+        root.rollback()
+        assert waiter.succeeded
+        root.execute("LOCK TABLE goods")
+        blockade.run("SELECT count(*) FROM goods")
+
+    found = locks.lasting_look(server, meanwhile)
+    assert found.edges() == {}
+    # Somebody waits all the same, but not yet for long.
+    assert len(locks.look(server).edges()) == 1
