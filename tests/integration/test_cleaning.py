@@ -149,6 +149,25 @@ def test_a_locked_table_is_given_up_and_the_others_are_cleaned(blockade: Blockad
     assert holder.execute("SELECT 1").fetchone() == (1,)
 
 
+def test_it_waits_for_no_lock_as_long_as_would_cancel_an_autovacuum(blockade: Blockade):
+    """After deadlock_timeout the server would cancel an autovacuum that is in the way."""
+    ((oid,),) = blockade.sql("SELECT 'tagged'::regclass::oid::bigint")
+    short = []
+    query = "SELECT %s::interval < %s::interval"
+
+    def setting(name: str) -> str:
+        row = connection.execute("SELECT current_setting(%s)", [name]).fetchone()
+        return str(row and row[0])
+
+    def look(*_: object) -> None:
+        values = [setting("lock_timeout"), setting("deadlock_timeout")]
+        short.append((setting("lock_timeout") != "0", connection.execute(query, values).fetchone()))
+
+    with blockade.session(autocommit=True) as connection:
+        cleaning.clean(connection, [oid], look)
+    assert short == [(True, (True,))]
+
+
 def test_a_vacuum_that_only_warns_is_no_success(blockade: Blockade):
     """A right that is taken away between the look and the VACUUM."""
     role = blockade.role()

@@ -400,6 +400,29 @@ def test_without_time_left_every_question_says_so(own: Session):
     assert {*health.unknown.values()} == {"there was no time left to ask"}
 
 
+def test_a_question_that_does_not_end_leaves_the_others_their_time(own: Session):
+    own.execute("ALTER TABLE helena.spool_position RENAME TO moved")
+    own.execute(
+        "CREATE VIEW helena.spool_position AS"
+        " SELECT m.* FROM pg_sleep(60) s LEFT JOIN helena.moved m ON true"
+    )
+    health = probe(own, seconds=10)
+    assert health.unknown == {"hosts": "it took too long and was given up"}
+    assert health.tables
+    assert health.gin
+
+
+def test_a_question_that_runs_into_a_lock_does_not_wait_for_it(own: Session, helena_dsn: str):
+    """Not for as long as would make the server cancel an autovacuum."""
+    own.execute("ALTER TABLE helena.spool_position RENAME TO moved")
+    # The lock is not on what is asked, so that nothing warns of it.
+    own.execute("CREATE VIEW helena.spool_position AS SELECT * FROM helena.moved")
+    with holding(helena_dsn, "LOCK TABLE helena.moved IN ACCESS EXCLUSIVE MODE"):
+        health = probe(own, seconds=10)
+    assert health.unknown == {"hosts": "it waits for a lock"}
+    assert health.tables
+
+
 def test_what_is_known_is_published_at_once(own: Session):
     seen: list[Health] = []
     last = probe(own, publish=seen.append)
