@@ -41,22 +41,20 @@ class BulkLoad:
         self.reader = reader
         self._table = reader.table
         self._texts: dict[Columns, CopyText | None] = {}
-        #: The keys whose values mean the same in Python and in the database.
-        undecided = {c.name for c in self._table.columns if c.equality == "database"}
-        self._plain = [undecided.isdisjoint(key) for key in self._table.keys]
         #: Groups that are left to the statement because of one that could not be loaded.
         self._pause = 0
 
     def load(self, transaction: Transaction, rows: Sequence[Row]) -> bool:
         """Write the rows of one group, in order; False when nothing was written.
 
-        Raises the driver's errors when they concern more than these rows.
+        The values of their keys are those in the database. Raises the driver's errors when they
+        concern more than these rows.
         """
-        columns, key = rows[0].columns, rows[0].first.key
+        columns = rows[0].columns
         if len(rows) < WORTHWHILE or not self._table.copyable:
             return False
         self._pause -= 1
-        if self._pause >= 0 or not (key is None or self._plain[key]):
+        if self._pause >= 0:
             return False
         text = self._text(columns)
         if text is None or not self._try(transaction, text, rows):

@@ -15,16 +15,17 @@ from helena_cli.database.transaction import Transaction
 Judge = Callable[[psycopg.Error], Failure]
 
 
-def decide(transaction: Transaction, table: Table, steps: Sequence[Step], judge: Judge) -> None:
+def decide(transaction: Transaction, table: Table, steps: Sequence[Step], judge: Judge) -> set[int]:
     """Give each step whose key is undecided a value: equal numbers for equal keys, or BAD.
 
-    All keys of one index get numbers then, or they could not be compared. `judge` returns for an
-    error that concerns single rows, and raises for any other.
+    All keys of one index get numbers then, or they could not be compared; returns the indexes.
+    `judge` returns for an error that concerns single rows, and raises for any other.
     """
     by_name = {column.name: column for column in table.columns}
-    for key in {step.key for step in steps if step.value is Special.UNDECIDED}:
-        if key is None:
-            continue
+    undecided = {
+        step.key for step in steps if step.key is not None and step.value is Special.UNDECIDED
+    }
+    for key in undecided:
         columns = [by_name[name] for name in table.keys[key]]
         some = [step for step in steps if step.key == key and step.value is not Special.BAD]
         ranking = _Ranking(transaction, columns, judge)
@@ -32,6 +33,7 @@ def decide(transaction: Transaction, table: Table, steps: Sequence[Step], judge:
         good = [step for step in some if step.value is not Special.BAD]
         if len(good) < len(some) and not ranking.rank(good):
             raise FlushFailed("some keys can be read one by one, but not together", unknown=True)
+    return undecided
 
 
 class _Ranking:

@@ -86,6 +86,8 @@ class TableWriter:
         self._statements: dict[tuple[Mode, Columns, int | None], bytes] = {}
         self._group: Group | None = None
         self._permitted: bool | None = None
+        #: The keys whose values are but numbers by now.
+        self._ranked: set[int] = set()
         self.result = Written()
 
     def write(
@@ -99,7 +101,7 @@ class TableWriter:
         if dead:
             self._confirm()
         self.result.dead += dead
-        equality.decide(self._transaction, self._table, steps, self._judge)
+        self._ranked = equality.decide(self._transaction, self._table, steps, self._judge)
         arranged = plan.arrange(self._reader, steps, self._blocked)
         self.result.held += arranged.held
         for group in arranged.groups:
@@ -153,7 +155,9 @@ class TableWriter:
         return None
 
     def _load(self, rows: Sequence[Row]) -> bool:
-        """Write rows by COPY, where that is possible."""
+        """Write rows by COPY, where that is possible: it asks for the keys by their values."""
+        if rows[0].first.key in self._ranked:
+            return False
         try:
             return self._bulk.load(self._transaction, plan.by_key(rows))
         except psycopg.Error as error:

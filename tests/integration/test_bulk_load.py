@@ -120,6 +120,20 @@ def test_lines_that_were_read_ahead_are_loaded(desk: Desk, copies: Copies):
     assert desk.one("SELECT count(*) FROM t WHERE v = 2") == 2 * ROWS
 
 
+@pytest.mark.parametrize("spelling", ["1010", " 1010", "0x3F2"])
+def test_a_row_in_a_table_that_inherits_is_updated_however_a_key_is_spelled(
+    desk: Desk, spelling: str
+):
+    desk.sql(f"{T}; CREATE TABLE heir () INHERITS (t); INSERT INTO heir VALUES (1150, 0, 'theirs')")
+    add_many(desk, 10, 1000)
+    desk.add("insert", "t", k=spelling, v=1)
+    add_many(desk, ROWS - 11, 1011)
+    desk.flush()
+    assert desk.sql("SELECT tableoid::regclass::text, v, w FROM t WHERE k = 1150") == [
+        ("heir", 1, "theirs")
+    ]
+
+
 def test_messages_of_which_some_exist_leave_those_alone(desk: Desk, copies: Copies):
     desk.sql(f"{T}; INSERT INTO t VALUES (7, 0, 'old')")
     for start in (0, ROWS):
