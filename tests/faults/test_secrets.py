@@ -324,16 +324,22 @@ def test_claimed_file_that_is_exchanged_or_vanishes_leads_nowhere(
     folder.mkdir()
     path = folder / claims.PROCESSING / "a.json"
 
+    def put(place: Path) -> None:
+        """Not written in place: a link that lies there would be followed."""
+        fresh = tmp_path / f"{threading.get_ident()}.json"
+        fresh.write_text("{}")
+        fresh.replace(place)
+
     def exchange() -> None:
         path.unlink()
         path.symlink_to(secret)
         path.unlink()
-        path.write_text("{}")
+        put(path)
 
     deadline = time.monotonic() + minutes * 60 / 4
     with meddling(exchange):
         while time.monotonic() < deadline:
-            (folder / "a.json").write_text("{}")
+            put(folder / "a.json")
             with JsonFiles(folder, max_bytes=1000, sleep=lambda _: None) as files:
                 for file, content in files.read():
                     assert PLANTED not in str(content.values)
