@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from helena_cli.batch import histogram
 from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Waiting, Writer
 from helena_cli.batch.histogram import Bin
-from helena_cli.batch.ledger import FlushRecord, Lane, Pressure
+from helena_cli.batch.ledger import LONGEST_PAUSE, FlushRecord, Lane, Pressure
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.plan import backoff, flush_due
 from helena_cli.batch.spool import Spool
@@ -31,9 +31,6 @@ from helena_cli.batch.verdict import Verdict
 from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)
-
-#: Seconds between two tries, at most.
-LONGEST_BACKOFF = 60.0
 
 BUG = "This is a bug in Helena; its log has the traceback. The operations stay queued."
 
@@ -110,7 +107,7 @@ class Cycle:
         """Flush what is due, or with `force` all that can be; whether anything was settled."""
         now = self._clock()
         # A clock that was set back must not make it wait for hours.
-        if 0 < self._retry_at - now <= LONGEST_BACKOFF and not force:
+        if 0 < self._retry_at - now <= LONGEST_PAUSE and not force:
             return False
         standing = self._spool.standing()
         settled = any([self._probe(lane, now) for lane in standing.waiting])
@@ -149,7 +146,7 @@ class Cycle:
             count = self._spool.expire_lane(lane.table, lane.sqlstate, str(lane.reason))
             log.error("gave up on %s: %d operations are dead letters", lane.table, count)
             return count > 0
-        if lane.retry_at is not None and now < lane.retry_at:
+        if lane.retry_at is not None and 0 < lane.retry_at - now <= LONGEST_PAUSE:
             return False
         return self._flush(self._spool.standing(), lane)
 
@@ -304,7 +301,8 @@ class Cycle:
         return self._spool.settle_straight(taken, outcome, self._nonce, flush, delays)
 
     def _hold_delay(self, operation: Operation) -> float:
-        return float(min(60.0, min(5.0, self.policy.interval) * 2 ** min(operation.attempts, 10)))
+        first = min(5.0, self.policy.interval)
+        return float(min(LONGEST_PAUSE, first * 2 ** min(operation.attempts, 10)))
 
     def _release_children(self, outcome: Outcome) -> None:
         """Children whose parents' table has just moved need not wait for their time."""
@@ -325,7 +323,7 @@ class Cycle:
 
     def _wait(self, table: str, waiting: Waiting) -> None:
         tries = next((o.tries for o in self._spool.standing().waiting if o.table == table), 0)
-        delay = backoff(tries, base=1.0, random=random.random)
+        delay = backoff(tries, base=1.0, cap=LONGEST_PAUSE, random=random.random)
         self._spool.wait(table, waiting, delay)
         log.warning("%s waits: %s", table, waiting.reason)
 
@@ -336,9 +334,7 @@ class Cycle:
         cause = failure.__cause__ if isinstance(failure.__cause__, HelenaError) else None
         self.failure = Failure(str(failure), failure.sqlstate, failure.remedy, count, cause)
         self._flowing = False
-        self._retry_at = self._clock() + backoff(
-            count - 1, cap=LONGEST_BACKOFF, random=random.random
-        )
+        self._retry_at = self._clock() + backoff(count - 1, cap=LONGEST_PAUSE, random=random.random)
         self._spool.record(FlushRecord(self._clock(), 0, 0, seconds, str(failure)))
         log.warning("flush failed (%d in a row): %s (%s)", count, failure, failure.remedy)
         if failure.unknown:

@@ -13,6 +13,13 @@ from helena_cli.batch import histogram
 from helena_cli.batch.histogram import Bin
 from helena_cli.batch.spoolfile import used_bytes
 
+#: Seconds for which anything is put off, at most.
+LONGEST_PAUSE = 60.0
+
+#: Whether a held operation is due at a time. What is put off for longer is due as well: somebody
+#: has set the clock back.
+DUE = f"retry_at - ? NOT BETWEEN 1e-9 AND {LONGEST_PAUSE}"
+
 #: How many flushes are remembered one by one.
 KEPT_FLUSHES = 200
 
@@ -168,7 +175,7 @@ def pressure(connection: sqlite3.Connection, now: float) -> Pressure:
     ).fetchall()
     for lane, queued in flowing:
         held, due = connection.execute(
-            "SELECT count(*), coalesce(sum(retry_at <= ?), 0) FROM operations"
+            f"SELECT count(*), coalesce(sum({DUE}), 0) FROM operations"
             " WHERE lane = ? AND held_since IS NOT NULL",
             (now, lane),
         ).fetchone()

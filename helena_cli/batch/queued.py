@@ -8,6 +8,7 @@ from heapq import merge
 from typing import Any
 
 from helena_cli.batch.identity import Damaged
+from helena_cli.batch.ledger import DUE
 from helena_cli.batch.operation import KINDS, Operation
 
 #: Operations that are read at once.
@@ -15,7 +16,7 @@ PAGE = 500
 
 _OPERATION = (
     "SELECT o.id, o.kind, l.name, o.data, o.attempts, o.held_since, o.held_since IS NULL OR"
-    " o.retry_at <= ? FROM operations o JOIN lanes l ON l.id = o.lane"
+    f" o.{DUE} FROM operations o JOIN lanes l ON l.id = o.lane"
 )
 
 
