@@ -184,8 +184,8 @@ def test_child_that_lives_on_does_not_keep_its_parents_lease(path):
         assert process.stdout
         process.stdout.readline()
         process.wait(30)
-        # The child still runs and waits for a line.
-        assert Lease(path).acquire()
+        # The child still runs and waits for a line; it may have to come to that yet.
+        assert Lease(path).acquire(30)
 
 
 def test_started_program_does_not_inherit_the_lease(lease, path):
