@@ -53,8 +53,18 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """What was survived, in numbers."""
-    for what, count in sorted(config.stash.get(FIGURES, Counter()).items()):
-        terminalreporter.write_line(f"faults: {what}: {count:,}")
+    figures = config.stash.get(FIGURES, Counter())
+    totals: Counter[str] = Counter()
+    for name, count in figures.items():
+        totals[name.partition(": ")[0]] += count
+    for total, count in sorted(totals.items()):
+        parts = [name for name in sorted(figures) if name.startswith(f"{total}: ")]
+        of_these = ", ".join(f"{figures[name]:,} {name.partition(': ')[2]}" for name in parts)
+        terminalreporter.write_line(
+            f"faults: {total}: {count:,}" + (f" ({of_these})" if of_these else "")
+        )
+    if totals["operations checked"] and not terminalreporter.getreports("failed"):
+        terminalreporter.write_line("faults: lost: 0, doubled: 0")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +81,7 @@ def seed(pytestconfig: pytest.Config) -> int:
 
 @pytest.fixture(scope="session")
 def figures(pytestconfig: pytest.Config) -> Counter[str]:
-    """What a test survived or checked, by name; shown at the end."""
+    """What a test survived or checked, as "total: part"; shown at the end."""
     return pytestconfig.stash.setdefault(FIGURES, Counter())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.faults.victims import accepted_together, is_bad, key, operation
+from tests.faults.victims import accepted_together, is_bad, operation
 from tests.hosts import Host
 
 #: No table has a key that would hide a row written twice, but those that are about keys. What
@@ -16,7 +16,7 @@ CREATE TABLE fault_log (producer int, n int CHECK (n >= 0));
 CREATE TABLE fault_parents (id text PRIMARY KEY);
 CREATE TABLE fault_children (producer int, n int, parent text REFERENCES fault_parents);
 CREATE TABLE fault_messages (id text PRIMARY KEY, n int);
-CREATE TABLE fault_keys (k int PRIMARY KEY, n int);
+CREATE TABLE fault_keys (k int PRIMARY KEY, n int, middle int);
 CREATE TABLE fault_history (at bigserial, k int, n int);
 CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN INSERT INTO fault_history (k, n) VALUES (NEW.k, NEW.n); RETURN NEW; END';
@@ -104,13 +104,15 @@ class Oracle:
         _assert_same("messages", messages, first.items())
 
     def _check_keys(self, accepted: dict[int, int]) -> None:
-        """Each key holds its last value, and never held an older one after a newer one."""
-        last: dict[int, int] = {}
+        """Each column holds its last value, and never held an older one after a newer one."""
+        last: dict[int, dict[str, int]] = {}
         for producer, count in accepted.items():
             for n in range(count):
-                if operation(producer, n)[1] == "fault_keys":
-                    last[key(producer, n)] = n
-        assert dict(self._host.sql("SELECT k, n FROM fault_keys")) == last
+                _, table, data = operation(producer, n)
+                if table == "fault_keys":
+                    last.setdefault(data["k"], {}).update(data)
+        wanted = {(k, row["n"], row.get("middle")) for k, row in last.items()}
+        assert {*self._host.sql("SELECT k, n, middle FROM fault_keys")} == wanted
         before: dict[int, int] = {}
         for k, n in self._host.sql("SELECT k, n FROM fault_history ORDER BY at"):
             assert before.get(k, -1) <= n, f"key {k}: {n} after {before[k]}"

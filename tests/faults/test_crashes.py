@@ -47,7 +47,7 @@ def test_a_process_killed_at_any_step_loses_and_doubles_nothing(
             if chance.random() < 0.2:
                 host.law()
             crowd.wait_gone(flusher, step)
-            figures["processes killed at a step"] += 1
+            figures["crashes survived: processes at a step"] += 1
         rounds += 1
     _check(host, crowd, figures)
 
@@ -69,7 +69,7 @@ def test_processes_killed_at_any_moment_lose_and_double_nothing(
         crowd.kill(victim)
         kills += 1
         alive.append(crowd.start(flush=chance.random() < 0.8, rough=chance.random() < 0.15))
-    figures["processes killed at a moment"] += kills
+    figures["crashes survived: processes at a moment"] += kills
     _check(host, crowd, figures)
 
 
@@ -80,7 +80,7 @@ def test_flushers_that_die_again_and_again_before_their_commit_stop_no_lane(
     crowd.wait_gone(crowd.start(flush=True, step=COMMIT_SENT, skip=2))
     for _ in range(20):
         crowd.wait_gone(crowd.start(flush=True, step="before COMMIT"))
-        figures["processes killed at a step"] += 1
+        figures["crashes survived: processes at a step"] += 1
     _check(host, crowd, figures)
 
 
@@ -163,7 +163,7 @@ def test_a_server_that_fails_at_any_step_loses_and_doubles_nothing(
             step, fault = cases[done % len(cases)]
             _fail_at(step, fault, server, crowd, chance)
             done += 1
-            figures["servers and backends that failed at a step"] += 1
+            figures["crashes survived: servers and backends at a step"] += 1
         host = Host(server.dsn, state_dir)
         try:
             _check(host, crowd, figures)
@@ -218,4 +218,4 @@ def _written(server: Cluster) -> int:
 
 def _check(host: Host, crowd: Crowd, figures: Counter[str]) -> None:
     crowd.kill_all()
-    figures["operations checked"] += Oracle(host, crowd.notes).check()
+    figures["operations checked: crashes"] += Oracle(host, crowd.notes).check()

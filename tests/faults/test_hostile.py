@@ -8,8 +8,10 @@ import os
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +47,22 @@ ODD = "\u202e\u0301\ufeff\ufffe\U0010ffff\x1b[2J\x7f\x85\u2028'\"\\%{}$;--/*\u00
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from(PLANES + ODD)
 
 
-def fuzz(strategy: st.SearchStrategy[Any], *, seed: int, minutes: float) -> Callable[..., int]:
-    """Runs a check with ever new inputs until the time is over; says how many there were."""
+Fuzz = Callable[[st.SearchStrategy[Any], Callable[[Any], object]], None]
 
-    def run(check: Callable[[Any], None]) -> int:
-        tried = 0
 
+@pytest.fixture
+def fuzz(seed: int, minutes: float, figures: Counter[str]) -> Fuzz:
+    """Runs a check with ever new inputs until the time is over."""
+
+    def run(strategy: st.SearchStrategy[Any], check: Callable[[Any], object]) -> None:
         def one(value: Any) -> None:
-            nonlocal tried
-            tried += 1
+            figures["inputs tried"] += 1
             begun = time.thread_time()
             check(value)
             assert time.thread_time() - begun < LIMIT, f"{value!r:.500} took too long"
 
         deadline = time.monotonic() + minutes * 60 / 8
-        for number in range(10**9):
+        for number in count():
             settings = hypothesis.settings(
                 max_examples=100,
                 deadline=None,
@@ -70,8 +73,6 @@ def fuzz(strategy: st.SearchStrategy[Any], *, seed: int, minutes: float) -> Call
             hypothesis.seed(seed + number)(settings(given(strategy)(one)))()
             if time.monotonic() > deadline:
                 break
-        print(f"{tried:,} inputs tried")
-        return tried
 
     return run
 
@@ -144,13 +145,11 @@ def test_no_document_takes_long_or_grows(bomb: str):
     assert time.thread_time() - begun < LIMIT
 
 
-def test_any_document_becomes_a_row(seed: int, minutes: float):
-    fuzz(YAML, seed=seed, minutes=minutes)(
-        lambda text: row_of(text.encode("utf-8", "surrogatepass"))
-    )
+def test_any_document_becomes_a_row(fuzz: Fuzz):
+    fuzz(YAML, lambda text: row_of(text.encode("utf-8", "surrogatepass")))
 
 
-def test_any_path_becomes_one_identifier_and_back(seed: int, minutes: float):
+def test_any_path_becomes_one_identifier_and_back(fuzz: Fuzz):
     def check(name: bytes) -> None:
         path = os.fsdecode(name.replace(b"\0", b"") or b"x")
         assert unescape(escape(path)) == path
@@ -158,10 +157,10 @@ def test_any_path_becomes_one_identifier_and_back(seed: int, minutes: float):
         row_of(b"x", escape(path))
 
     names = st.binary(min_size=1, max_size=255) | pieces("..", "/", "\\x2e", "~").map(str.encode)
-    fuzz(names, seed=seed, minutes=minutes)(check)
+    fuzz(names, check)
 
 
-def test_no_pattern_of_an_ignore_file_takes_long(tmp_path: Path, seed: int, minutes: float):
+def test_no_pattern_of_an_ignore_file_takes_long(tmp_path: Path, fuzz: Fuzz):
     def check(text: str) -> None:
         (tmp_path / scan.IGNORE_FILE).write_text(text, encoding="utf-8")
         with suppress(ConfigurationError):
@@ -170,7 +169,7 @@ def test_no_pattern_of_an_ignore_file_takes_long(tmp_path: Path, seed: int, minu
                 documents.ignores(path)
 
     words = ("*", "**", "/", "a", "b", "?", "[!b]", "[a-c]", "!", "\\", "\n", "*a*a", "**/a/")
-    fuzz(pieces(*words, size=30), seed=seed, minutes=minutes)(check)
+    fuzz(pieces(*words, size=30), check)
     check("*" + "a*" * 100 + "b\n")
     check("*" + "?*" * 100 + "b\n")
 
@@ -202,7 +201,7 @@ JSON = pieces(
 )
 
 
-def test_any_operation_file_is_accepted_or_refused_with_a_reason(seed: int, minutes: float):
+def test_any_operation_file_is_accepted_or_refused_with_a_reason(fuzz: Fuzz):
     def check(content: bytes) -> None:
         try:
             values = read_object(content)
@@ -213,7 +212,7 @@ def test_any_operation_file_is_accepted_or_refused_with_a_reason(seed: int, minu
             str(error).encode()
 
     texts = JSON.map(lambda text: text.encode("utf-8", "surrogatepass"))
-    fuzz(texts | st.binary(max_size=200), seed=seed, minutes=minutes)(check)
+    fuzz(texts | st.binary(max_size=200), check)
     for bomb in (b'{"a":' * 100_000, b'{"a":1' + b"0" * 1_000_000 + b"}", b"[" * 1_000_000):
         check(bomb)
 
@@ -254,9 +253,9 @@ def looked_at(text: str) -> list[str]:
     return [statement.text for statement in found]
 
 
-def test_any_sql_is_let_through_or_refused(seed: int, minutes: float):
+def test_any_sql_is_let_through_or_refused(fuzz: Fuzz):
     looked_at("INSERT INTO documents (file_path) VALUES ('the parser is imported on first use')")
-    fuzz(SQL, seed=seed, minutes=minutes)(looked_at)
+    fuzz(SQL, looked_at)
 
 
 @pytest.mark.parametrize("bomb", SQL_BOMBS)
@@ -338,11 +337,11 @@ def test_no_message_moves_the_cursor(tmp_path: Path, state_dir: Path):
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", result.stderr.decode())
 
 
-def test_any_configuration_is_understood_or_refused(tmp_path: Path, seed: int, minutes: float):
+def test_any_configuration_is_understood_or_refused(tmp_path: Path, fuzz: Fuzz):
     def check(text: str) -> None:
         resolved(text.replace("\ud800", ""), tmp_path / "helena.toml")
 
-    fuzz(TOML, seed=seed, minutes=minutes)(check)
+    fuzz(TOML, check)
 
 
 #: The keywords of libpq that hold a secret; older releases know fewer.
@@ -368,14 +367,14 @@ ADDRESSES = pieces(
 )
 
 
-def test_any_address_is_understood_or_refused(seed: int, minutes: float):
+def test_any_address_is_understood_or_refused(fuzz: Fuzz):
     def check(dsn: str) -> None:
         with suppress(ConfigurationError):
             settings = config.load(environ={"HELENA_DSN": dsn})
             if settings.database.dsn is not None:
                 assert target.resolve(settings).label
 
-    fuzz(ADDRESSES, seed=seed, minutes=minutes)(check)
+    fuzz(ADDRESSES, check)
 
 
 @pytest.mark.parametrize("name", sorted(SECRETS))
@@ -385,14 +384,14 @@ def test_every_kind_of_secret_is_refused_on_a_command_line(name: str):
     assert not config.has_password(f"host={name} user=u")
 
 
-def test_a_password_is_recognised_wherever_libpq_finds_one(seed: int, minutes: float):
+def test_a_password_is_recognised_wherever_libpq_finds_one(fuzz: Fuzz):
     def check(dsn: str) -> None:
         with suppress(psycopg.Error, UnicodeEncodeError):
             given = conninfo_to_dict(dsn)
             if given.keys() & SECRETS:
                 assert config.has_password(dsn)
 
-    fuzz(ADDRESSES, seed=seed, minutes=minutes)(check)
+    fuzz(ADDRESSES, check)
 
 
 # All of it together, and the database that it leads to

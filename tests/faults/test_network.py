@@ -107,7 +107,7 @@ def test_a_line_that_fails_in_every_way_loses_and_doubles_nothing(
                 break
             written = _written(far_host)
             fault(proxy, chance)
-            figures["faults of the line"] += 1
+            figures["cuts survived: faults of the line"] += 1
             _await_flush(far_host, written, f"a flush after {fault}")
         rounds += 1
         far_host.law()
@@ -141,7 +141,7 @@ def test_a_flusher_killed_before_it_learns_of_its_commit_loses_and_doubles_nothi
             crowd.kill(flusher)
             proxy.delay = 0.0
             proxy.cut()
-        figures["processes killed while they waited for the server"] += 1
+        figures["crashes survived: processes that waited for the server"] += 1
     _check(far_host, crowd, figures)
 
 
@@ -155,4 +155,4 @@ def _await_flush(host: Host, written: int, what: str) -> None:
 
 def _check(host: Host, crowd: Crowd, figures: Counter[str]) -> None:
     crowd.kill_all()
-    figures["operations checked"] += Oracle(host, crowd.notes).check()
+    figures["operations checked: cuts"] += Oracle(host, crowd.notes).check()

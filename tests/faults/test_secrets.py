@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_planted_password_is_nowhere_while_it_is_used(
 ODD_PASSWORDS = st.text(st.sampled_from("@:/?#%&='\\ []4²\u202e"), max_size=6)
 
 
-def test_no_error_repeats_any_part_of_an_address(seed: int):
+def test_no_error_repeats_any_part_of_an_address(seed: int, figures: Counter[str]):
     @seeded(seed)
     @settings(
         max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -242,6 +243,7 @@ def test_no_error_repeats_any_part_of_an_address(seed: int):
         ODD_PASSWORDS, ODD_PASSWORDS, st.sampled_from(("u:{}@h/d", "u:{}@h:5/d?x={}", ":{}@", "{}"))
     )
     def check(before: str, after: str, form: str) -> None:
+        figures["inputs tried"] += 1
         secret = f"{before}{PLANTED}{after}"
         uris = f"postgresql://{form}".replace("{}", secret)
         for dsn in (

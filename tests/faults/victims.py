@@ -59,7 +59,9 @@ def operation(producer: int, n: int) -> Operation:
     if last == 8:
         return "insert", "fault_parents", {"id": f"{producer}-{n}"}
     if last in (4, 5, 6):
-        return "update", "fault_keys", {"k": key(producer, n), "n": n}
+        # One in the middle gives a column that the others leave alone.
+        more = {"middle": n} if last == 5 else {}
+        return "update", "fault_keys", {"k": key(producer, n), "n": n, **more}
     if last == 9:
         # Every message comes twice; the second is left alone.
         return "message", "fault_messages", {"id": f"{producer}-{n // 20}", "n": n}
