@@ -17,12 +17,20 @@ CREATE TABLE fault_parents (id text PRIMARY KEY);
 CREATE TABLE fault_children (producer int, n int, parent text REFERENCES fault_parents);
 CREATE TABLE fault_messages (id text PRIMARY KEY, n int);
 CREATE TABLE fault_keys (k int PRIMARY KEY, n int, middle int);
+CREATE TABLE fault_heirs (k int PRIMARY KEY, n int, parent text REFERENCES fault_parents);
 CREATE TABLE fault_history (at bigserial, k int, n int);
 CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql AS
     'BEGIN INSERT INTO fault_history (k, n) VALUES (NEW.k, NEW.n); RETURN NEW; END';
 CREATE TRIGGER fault_note BEFORE INSERT OR UPDATE ON fault_keys
     FOR EACH ROW EXECUTE FUNCTION fault_note();
+CREATE TRIGGER fault_note BEFORE INSERT OR UPDATE ON fault_heirs
+    FOR EACH ROW EXECUTE FUNCTION fault_note();
 """
+
+#: Every row that has a key, with the columns that operations give. No key is in both tables.
+KEYS = (
+    "SELECT k, n, middle, NULL FROM fault_keys UNION ALL SELECT k, n, NULL, parent FROM fault_heirs"
+)
 
 
 class Oracle:
@@ -38,7 +46,8 @@ class Oracle:
         with self._host.runtime() as runtime:
             assert runtime.engine.flush(120), runtime.engine.failure
             # Children that are put back are due at their time only.
-            runtime.spool.release_held(o.id for o in runtime.spool.queued("fault_children"))
+            for table in ("fault_children", "fault_heirs"):
+                runtime.spool.release_held(o.id for o in runtime.spool.queued(table))
             assert runtime.engine.flush(120), runtime.engine.failure
             letters = runtime.spool.dead_letters()
             lanes = [lane for lane in runtime.spool.lanes() if lane.reason]
@@ -71,7 +80,7 @@ class Oracle:
         """Process → the number of its last operation that is anywhere."""
         last: dict[int, int] = {}
         parents = self._parents()
-        keys = [(k // 10, n) for k, n in self._host.sql("SELECT k, n FROM fault_keys")]
+        keys = [(k // 10 if k > 0 else -k, n) for k, n, *_ in self._host.sql(KEYS)]
         messages = [
             (int(id.split("-")[0]), n)
             for id, n in self._host.sql("SELECT id, n FROM fault_messages")
@@ -105,14 +114,14 @@ class Oracle:
 
     def _check_keys(self, accepted: dict[int, int]) -> None:
         """Each column holds its last value, and never held an older one after a newer one."""
-        last: dict[int, dict[str, int]] = {}
+        last: dict[int, dict[str, Any]] = {}
         for producer, count in accepted.items():
             for n in range(count):
                 _, table, data = operation(producer, n)
-                if table == "fault_keys":
+                if table in ("fault_keys", "fault_heirs"):
                     last.setdefault(data["k"], {}).update(data)
-        wanted = {(k, row["n"], row.get("middle")) for k, row in last.items()}
-        assert {*self._host.sql("SELECT k, n, middle FROM fault_keys")} == wanted
+        wanted = {(k, r["n"], r.get("middle"), r.get("parent")) for k, r in last.items()}
+        assert {*self._host.sql(KEYS)} == wanted
         before: dict[int, int] = {}
         for k, n in self._host.sql("SELECT k, n FROM fault_history ORDER BY at"):
             assert before.get(k, -1) <= n, f"key {k}: {n} after {before[k]}"

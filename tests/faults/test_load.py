@@ -47,7 +47,7 @@ def add(kind, table, data):
             return add_operation(kind, table, data)
         except SpoolFull:
             # The database is slower than all of them together.
-            time.sleep(0.01)
+            time.sleep(0.1)
 
 def produce(p):
     until, n = time.monotonic() + seconds, 0

@@ -55,7 +55,12 @@ def operation(producer: int, n: int) -> Operation:
     if last == 7 and is_rough(producer):
         # Its parent comes with the next operation, and often with the next flush.
         parent = f"{producer}-{n + 1}"
-        return "insert", "fault_children", {"producer": producer, "n": n, "parent": parent}
+        if n % 20 == 7:
+            return "insert", "fault_children", {"producer": producer, "n": n, "parent": parent}
+        return "update", "fault_heirs", {"k": -producer, "n": n, "parent": parent}
+    if n % 20 == 0 and is_rough(producer):
+        # It waits for the one before on its key, if that waits for its parent.
+        return "update", "fault_heirs", {"k": -producer, "n": n}
     if last == 8:
         return "insert", "fault_parents", {"id": f"{producer}-{n}"}
     if last in (4, 5, 6):
