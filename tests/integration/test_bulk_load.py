@@ -174,6 +174,18 @@ def test_operations_that_merged_are_one_row_and_the_last_value_wins(desk: Desk, 
     assert desk.sql("SELECT DISTINCT v, w FROM t") == [(1, "last")]
 
 
+def test_operations_that_merged_are_not_taken_for_their_first_one(desk: Desk, copies: Copies):
+    desk.sql(T)
+    add_many(desk)
+    desk.flush()
+    # From now on the line of each operation is made when it is read.
+    for v in (1, 2):
+        add_many(desk, start=ROWS, v=v)
+    desk.flush()
+    assert copies == [ROWS, ROWS]
+    assert desk.sql(f"SELECT DISTINCT v FROM t WHERE k >= {ROWS}") == [(2,)]
+
+
 def test_groups_of_different_columns_are_loaded_each_for_itself(desk: Desk, copies: Copies):
     desk.sql(T)
     for k in range(ROWS):
@@ -224,6 +236,15 @@ def test_one_bad_row_among_many_new_ones_dies_alone(desk: Desk):
     assert dead(outcome) == [(bad, "23514"), (too_long, "22003"), (no_number, "22P02")]
     assert sorted(outcome.written) == numbers
     assert count(desk) == ROWS
+
+
+def test_one_bad_key_of_several_columns_dies_alone(desk: Desk):
+    desk.sql("CREATE TABLE t (a int, b varchar(3), PRIMARY KEY (a, b))")
+    numbers = [desk.add("insert", "t", a=a, b="b") for a in range(ROWS)]
+    bad = [desk.add("insert", "t", a="seven", b="b"), desk.add("insert", "t", a=7, b="bbbb")]
+    outcome = desk.flush()
+    assert dead(outcome) == [(bad[0], "22P02"), (bad[1], "22001")]
+    assert sorted(outcome.written) == numbers
 
 
 def test_a_child_without_its_parent_is_held_and_the_others_arrive(desk: Desk):
