@@ -33,6 +33,8 @@ INGEST = [
     "test_operation_values",
     "test_records",
     "test_engine",
+    "test_bulk_load",
+    "test_straight",
 ]
 
 #: What these tests themselves do to a session cannot be done through a pooler: SET ROLE, logins
@@ -44,6 +46,9 @@ NEED_A_SESSION = [
     "a_missing_right",
     "may_not_be_used",
     "policy",
+    "for_a_right",
+    "rights_on_the_given_columns",
+    "the_right_to_insert_is_enough",
     "forbidden",
     "a_role_without_rights",
     "a_lost_connection_is_replaced",

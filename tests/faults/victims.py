@@ -11,10 +11,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from helena_cli import config
+from helena_cli import config, runtime
+from helena_cli.batch.spool import Spool
 from helena_cli.database import bulk_load, writer
 from helena_cli.runtime import Runtime
 from tests.faults import stops
@@ -26,6 +28,9 @@ Operation = tuple[str, str, dict[str, Any]]
 
 #: Seconds between two calls of a process.
 PAUSE = 0.01
+
+#: Seconds by which the clocks of processes are wrong.
+WRONG = (0.0, 0.0, -7200.0, 7200.0)
 
 #: Rows that go by COPY here: with as many as it takes elsewhere none of these flushes would use it.
 COPIED = 4
@@ -92,34 +97,62 @@ def chunks(producer: int) -> Iterator[Sequence[Operation]]:
 
 
 def produce(
-    add: Callable[..., object], extend: Callable[..., object], producer: int, notes: Path
+    add: Callable[..., object], extend: Callable[..., object], spool: Spool, order: dict[str, Any]
 ) -> None:
     """Add operations for ever; after each call note how many were accepted by then."""
-    n = 0
-    with notes.open("ab", buffering=0) as file:
+    producer, n = order["producer"], 0
+    with Path(order["notes"]).open("ab", buffering=0) as file:
         for chunk in chunks(producer):
             if len(chunk) == 1:
                 add(*chunk[0])
-            else:
+            elif n % 3:
                 extend(chunk)
+            else:
+                assert spool.accept_file(f"/{producer}/{n}", "", chunk)
             n += len(chunk)
             file.write(b"%d\n" % n)
+            # Who is to die at a step must come to it itself.
+            if not order["step"]:
+                meddle(spool, n)
             time.sleep(PAUSE)
+
+
+def meddle(spool: Spool, n: int) -> None:
+    """What changes nothing of what is accepted: dead letters die again, a child has a look."""
+    if n % 7 == 0:
+        spool.retry(letter.id for letter in spool.dead_letters()[:20])
+    if n % 17 == 0:
+        pid = os.fork()
+        if pid == 0:
+            spool.conservation()
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+
+def mistake_the_time(seconds: float) -> None:
+    """Let the clock of this process be wrong."""
+
+    def clock() -> float:
+        return time.time() + seconds
+
+    for owner, name in ((Spool, "open"), (runtime, "Cycle")):
+        setattr(owner, name, partial(getattr(owner, name), clock=clock))
 
 
 def live(order: dict[str, Any]) -> None:
     """Do what a child is ordered to until it is killed."""
-    producer, notes = order["producer"], Path(order["notes"])
     bulk_load.WORTHWHILE = COPIED
     if order["step"]:
         stops.arm(order["step"], order["skip"], order["halt"])
-    runtime = Runtime(config.load(environ=os.environ))
-    if order["flush"]:
-        engine = runtime.engine
-        engine.start()
-        produce(engine.add_operation, engine.extend, producer, notes)
     else:
-        produce(runtime.spool.append, runtime.spool.extend, producer, notes)
+        mistake_the_time(WRONG[order["producer"] // 2 % len(WRONG)])
+    parts = Runtime(config.load(environ=os.environ))
+    if order["flush"]:
+        engine = parts.engine
+        engine.start()
+        produce(engine.add_operation, engine.extend, parts.spool, order)
+    else:
+        produce(parts.spool.append, parts.spool.extend, parts.spool, order)
 
 
 def main() -> None:

@@ -87,6 +87,8 @@ KINDS: dict[str, list[str]] = {
     "oidvector": ['"1 2"', "[1,2]"],
     "short": ['"abc"', '"abcd"'],
     "document": ['{"a":1}', '"x"'],
+    "document[]": ['[{"a":1}]', '["1"]', "[1,null]"],
+    "numbers[]": ["[[1],[2]]", '["{1}"]'],
     "numbers": ["[1]", '"{1}"'],
     "pair": ['{"a":1,"b":"x"}', '"(1,x)"', "{}"],
 }
