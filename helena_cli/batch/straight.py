@@ -98,12 +98,13 @@ def look(
 
 def _is_current(ahead: Straight, inbox: Inbox, start: int, limit: int) -> bool:
     """Whether the inbox begins with these: an id is never given out twice."""
+    ids = [operation.id for operation in ahead.operations]
     return (
         ahead.start == start
-        and 0 < len(ahead.operations) <= limit
-        and ahead.operations[0].id == inbox.first_id()
-        # Not what an earlier filling of the file has left behind the new one.
-        and ahead.operations[0].id <= ahead.operations[-1].id
+        and 0 < len(ids) <= limit
+        and ids[0] == inbox.first_id()
+        # Not what an earlier filling of the file has left between or behind those of the new one.
+        and ids == sorted(ids)
     )
 
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from helena_cli.batch.inbox import PAGE
 from helena_cli.batch.spool import Spool
@@ -45,6 +46,19 @@ def write(path: Path, offset: int, content: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(content)
+
+
+def test_what_was_read_while_the_inbox_was_filled_anew_is_read_again(spool):
+    old = spool.append("insert", "t", {"a": 0})
+    (remains,) = spool.straight(limit=10, max_bytes=1000).operations
+    spool.fold()
+    settle(spool, [old])
+    new = [spool.append("insert", "t", {"a": n}) for n in range(3)]
+    found = spool.straight(limit=10, max_bytes=1000)
+    first, _, last = found.operations
+    mixed = replace(found, operations=(first, remains, last))
+    again = spool.straight(mixed, limit=10, max_bytes=1000)
+    assert [operation.id for operation in again.operations] == new
 
 
 @pytest.mark.parametrize("length", [PAGE, PAGE + 1, PAGE + 100, PAGE + 5000])
