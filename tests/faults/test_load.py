@@ -98,7 +98,7 @@ def test_sixteen_producers_at_full_speed_lose_double_and_mix_up_nothing(
 ):
     host.sql(TABLES)
     # The rest of the time is needed to write what is queued by then, which the limit keeps small.
-    seconds = max(2.0, minutes * 60 - 30)
+    seconds = max(1.0, minutes * 60 - 30)
     host.variables["HELENA_SPOOL_MAX_BYTES"] = str(256 * 2**20)
     # Larger batches than the default: one processor has to write what all of them accept.
     with (
