@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,10 +105,13 @@ class Filter:
         read: what it hides must not be published by accident."""
         self._extensions = tuple(extension.lower() for extension in settings.extensions)
         configured, own = (*PENDING, *settings.ignore), _ignore_lines(root)
-        _check_patterns(configured, "[documents] ignore")
-        _check_patterns(own, str(root / IGNORE_FILE))
-        self._ignored = _compiled([*configured, *own])
-        self._suspected = _any_of(self._ignored)
+        with warnings.catch_warnings():
+            # That `[[a]` may mean something else to Python some day is nothing to tell a person.
+            warnings.simplefilter("ignore", FutureWarning)
+            _check_patterns(configured, "[documents] ignore")
+            _check_patterns(own, str(root / IGNORE_FILE))
+            self._ignored = _compiled([*configured, *own])
+            self._suspected = _any_of(self._ignored)
 
     def is_document(self, name: str) -> bool:
         """Whether a file of this name would be indexed."""

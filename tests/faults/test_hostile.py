@@ -182,6 +182,7 @@ def test_no_pattern_of_an_ignore_file_takes_long(tmp_path: Path, fuzz: Fuzz):
         ("x*a/*b*c", ["xa/bc", "xaa/abbc"], ["xa/b/c", "a/bc"]),
         ("*.*.md", ["a.b.md", "x/a.b.c.md"], ["a.md"]),
         ("**/a*b*/c", ["ab/c", "x/y/aabb/c"], ["a/b/c"]),
+        ("[[!b]*.md", ["[a.md", "!a.md", "b.md"], ["a.md"]),
     ],
 )
 def test_patterns_with_many_stars_still_mean_what_they_say(
