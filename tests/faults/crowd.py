@@ -15,7 +15,7 @@ from tests.hosts import PROJECT, Host, wait_until
 #: Many small flushes: each has every step.
 BATCHES = {
     "HELENA_BATCH_SIZE": "15",
-    "HELENA_BATCH_MAX_SIZE": "50",
+    "HELENA_BATCH_MAX_SIZE": "20",
     "HELENA_BATCH_INTERVAL": "0.05",
 }
 

@@ -44,6 +44,9 @@ FLUSHING: dict[str, tuple[Any, str]] = {
 #: Those that an operation comes to only when another one of its table is put back or refused.
 ROUGH = ("spool read", "inbox folded", "dead letters stored", "settled")
 
+#: Those that it comes to when nothing waits in the tables.
+SMOOTH = ("read ahead", "settled straight")
+
 #: Within these there is no before and after.
 HALF_A_RECORD = "half of a record written"
 COMMIT_SENT = "COMMIT sent, no answer yet"
