@@ -10,6 +10,7 @@ import pytest
 
 from helena_cli.batch.cycle import Policy
 from helena_cli.batch.flush import Outcome
+from helena_cli.batch.inbox import Inbox
 from helena_cli.batch.operation import Operation
 from helena_cli.batch.spool import Spool
 from helena_cli.errors import SpoolError
@@ -170,6 +171,27 @@ def test_who_looks_into_the_spool_in_the_middle_of_a_flush_changes_nothing(
                 assert_law(spool)
             total = spool.conservation().written
     assert host.numbers() == list(range(total))
+
+
+def test_a_flusher_that_died_before_it_released_the_inbox_holds_up_no_other(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+):
+    def die(*_: object) -> None:
+        raise Killed
+
+    with closing(Spool.open(path_of_parts(host))) as spool:
+        cycle, writer = make_cycle(host, spool)
+        with closing(cycle), closing(writer):
+            spool.append(*number(0))
+            with monkeypatch.context() as patch, suppress(Killed):
+                patch.setattr(Inbox, "release", die)
+                cycle.turn(force=True)
+            spool.append(*number(1))
+            cycle.turn(force=True)
+            # Nobody has looked, which would fold what was left behind.
+            assert spool.is_settled(spool.request_flush())
+            assert_law(spool)
+    assert host.numbers() == [0, 1]
 
 
 def test_a_flusher_that_died_after_its_commit_has_written_once(host: Host):
