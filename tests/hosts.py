@@ -23,7 +23,7 @@ from helena_cli.runtime import Runtime
 PROJECT = Path(helena_cli.__file__).parent.parent
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, limit: float = 40.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, *, limit: float = 90.0) -> Any:
     """Wait for a condition, and return what it returned; the limit is for hopeless cases."""
     deadline = time.monotonic() + limit
     while not (found := condition()):

@@ -31,7 +31,7 @@ class Crowd:
         self.notes.mkdir()
         self._errors = (host.state_dir / "errors").open("w+")
         self._numbers = {rough: count(2 + rough, 2) for rough in (False, True)}
-        self._alive: dict[int, psutil.Process] = {}
+        self._alive: dict[int, psutil.Process | None] = {}
         self._mother = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.victims"],
             env=host.variables | BATCHES,
@@ -78,13 +78,16 @@ class Crowd:
         self._mother.stdin.write(json.dumps(order) + "\n")
         self._mother.stdin.flush()
         pid = int(self._mother.stdout.readline())
-        self._alive[pid] = psutil.Process(pid)
+        try:
+            self._alive[pid] = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            # It has come to its step, and died, already.
+            self._alive[pid] = None
         return pid
 
     def kill(self, pid: int) -> None:
         """Kill a process, wherever it is, and wait until it is gone."""
-        # It may have died by itself.
-        if self._alive[pid].is_running():
+        if self._is_running(pid):
             os.kill(pid, signal.SIGKILL)
         self.wait_gone(pid)
 
@@ -95,11 +98,19 @@ class Crowd:
 
     def wait_gone(self, pid: int, step: str = "") -> None:
         """Wait until it has died, at a step that it may come to late."""
-        process = self._alive[pid]
-        wait_until(lambda: not process.is_running(), f"the end of a process {step}", limit=100)
+        wait_until(lambda: not self._is_running(pid), f"the end of a process {step}", limit=100)
         del self._alive[pid]
 
     def wait_stopped(self, pid: int) -> None:
         """Wait until it has come to its step."""
         process = self._alive[pid]
-        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the step of a process")
+        assert process is not None, "a process that was to stop has died"
+        wait_until(
+            lambda: process.status() == psutil.STATUS_STOPPED,
+            "the step of a process",
+            limit=100,
+        )
+
+    def _is_running(self, pid: int) -> bool:
+        process = self._alive[pid]
+        return process is not None and process.is_running()
