@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -42,6 +43,9 @@ def pytest_configure() -> None:
     """Nothing of the developer's own configuration may reach a test or a server started here."""
     for name in [name for name in os.environ if name.startswith(LEAKY)]:
         del os.environ[name]
+    # A job in the background is started to ignore it, and so would be all that is started here.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
