@@ -144,6 +144,7 @@ class Cycle:
         """Try a waiting lane again in a transaction of its own, or give it up after its time."""
         if lane.since is not None and now - lane.since > self.policy.lane_timeout:
             count = self._spool.expire_lane(lane.table, lane.sqlstate, str(lane.reason))
+            self.dead += count
             log.error("gave up on %s: %d operations are dead letters", lane.table, count)
             return count > 0
         if lane.retry_at is not None and 0 < lane.retry_at - now <= LONGEST_PAUSE:
@@ -260,6 +261,7 @@ class Cycle:
         if outcome.dead:
             self._spool.bury(outcome.dead)
             self._spool.sync()
+            self.dead += len(outcome.dead)
 
     def _succeeded(
         self, batch: Batch, outcome: Outcome, seconds: float, taken: Straight | None
@@ -279,7 +281,6 @@ class Cycle:
             put_back = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
             spool.settle(outcome, self._nonce, put_back)
             spool.record(flush, delays)
-        self.dead += len(outcome.dead)
         for table, waiting in outcome.waiting.items():
             self._wait(table, waiting)
         self._release_children(outcome)

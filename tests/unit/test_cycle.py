@@ -288,6 +288,26 @@ def test_after_lane_timeout_the_operations_of_a_lane_are_dead_letters(
     assert len(letters) == 700
     assert {letter.sqlstate for letter in letters} == {"42P01"}
     assert spool.lanes() == []
+    assert cycle.dead == 700
+
+
+def test_what_died_in_a_flush_whose_commit_is_unknown_counts_once(
+    spool: Spool, make_cycle: MakeCycle
+) -> None:
+    def refuse_first(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+        first, *others = batch.operations
+        if len(others) < 99:
+            return write_all(batch, hold)
+        dead = (Verdict(first.id, "22001", "too long"),)
+        ids = tuple(operation.id for operation in others)
+        return Outcome("target", written=ids, dead=dead, settled_tables=frozenset({"notes"}))
+
+    cycle, writer = make_cycle(refuse_first)
+    writer.lost_answers = 1
+    add(spool, 100)
+    cycle.turn()
+    cycle.turn(force=True)
+    assert (cycle.dead, len(spool.dead_letters()), spool.queue().total) == (1, 1, 0)
 
 
 def orphans(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
