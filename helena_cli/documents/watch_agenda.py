@@ -22,7 +22,7 @@ class Agenda:
     """Times are those of one clock that does not go backwards, in seconds."""
 
     def __init__(
-        self, settings: WatchSettings, exists: Callable[[str], bool] = os.path.lexists
+        self, settings: WatchSettings, exists: Callable[[str], bool] = os.path.exists
     ) -> None:
         quiet, limit, grace = settings.settle, settings.max_wait, settings.grace
         self._exists = exists
@@ -61,6 +61,7 @@ class Agenda:
         """The paths to look at now.
 
         One that is gone has its time of grace first: some editors delete before they write anew.
+        So has a link that leads nowhere, for it may be its file that they delete.
         """
         present = []
         for path in self._settling.take(now):

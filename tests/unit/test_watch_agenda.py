@@ -32,6 +32,16 @@ def test_a_path_that_is_gone_has_its_time_of_grace():
     assert waiting.take_paths(13.0) == ["a"]
 
 
+def test_a_link_whose_file_is_gone_has_its_time_of_grace_too(tmp_path: Path):
+    waiting = Agenda(SETTINGS)
+    link = tmp_path / "a.md"
+    link.symlink_to("deleted.md")
+    waiting.touched(str(link), 10.0)
+
+    assert waiting.take_paths(11.0) == []
+    assert waiting.take_paths(13.0) == [str(link)]
+
+
 def test_lost_events_make_all_be_looked_at_and_believed():
     waiting = agenda(set())
     waiting.want(DOCS)
