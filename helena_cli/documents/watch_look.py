@@ -73,6 +73,7 @@ class Looker:
 
     def forget(self, folder: Path) -> None:
         """What could not be looked at in this folder was in another one that stood there."""
+        self.troubles.forget(folder)
         self.deferred = {
             path: allowed
             for path, allowed in self.deferred.items()

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -87,6 +88,14 @@ class Troubles:
             # Until the look has an answer; it has one when it ends.
             self._known[path].due = now + RETRIES[-1]
         return [unescape(path) for path in paths]
+
+    def forget(self, folder: Path) -> None:
+        """What could not be read in this folder was in another one that stood there."""
+        self._known = {
+            path: one
+            for path, one in self._known.items()
+            if not Path(unescape(path)).is_relative_to(folder)
+        }
 
     def next_due(self) -> float | None:
         """When the next file is to be tried again, None when there is none."""

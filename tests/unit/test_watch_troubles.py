@@ -39,6 +39,15 @@ def test_a_file_is_tried_some_times_before_it_is_reported(file: str, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_what_was_in_another_folder_of_the_same_name_is_not_tried_again(file: str):
+    troubles = Troubles()
+    beside = f"{Path(file).parent}-2/b.md"
+    troubles.note([Failure(file, "I/O error"), Failure(beside, "I/O error")], lambda path: True)
+    troubles.forget(Path(file).parent)
+
+    assert troubles.due(FAR) == [beside]
+
+
 def test_it_is_over_when_a_look_at_it_succeeded(file: str, caplog):
     troubles = Troubles()
     for _ in range(len(watch_troubles.RETRIES) + 1):
