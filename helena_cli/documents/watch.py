@@ -176,9 +176,7 @@ class Watcher:
         self._live()
         if time.monotonic() >= self._load_due:
             self._attempt_load()
-        for folder in self._folders:
-            if folder.check():
-                self._armed(folder)
+        self._check_folders()
         self._collect()
         now = time.monotonic()
         self._look_at([*self._agenda.take_paths(now), *self._looker.troubles.due(now)])
@@ -251,6 +249,11 @@ class Watcher:
             for folder in self._folders:
                 folder.renew(scope)
         self._want_all()
+
+    def _check_folders(self) -> None:
+        for folder in self._folders:
+            if folder.check():
+                self._armed(folder)
 
     def _armed(self, folder: Folder) -> None:
         if not folder.stood:
@@ -341,6 +344,8 @@ class Watcher:
         """Look at what has not settled, and at all once more where that is quick."""
         self._finishing = True
         self.unfinished = "the last look at the documents did not come to an end"
+        # The end may have come while one was being armed: that is not looked at before it is.
+        self._check_folders()
         wanted = self._agenda.folders(time.monotonic())
         self._collect()
         self._look_at(self._agenda.take_all_paths())

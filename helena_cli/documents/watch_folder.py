@@ -163,11 +163,13 @@ class Folder:
     def _arm(self) -> bool:
         """Begin anew; whether that succeeded."""
         self.stop()
-        before, self._identity = self._identity, self._identify()
-        if self._identity is None:
+        identity = self._identify()
+        if identity is None:
+            self._identity = None
             return False
-        self.stood = self._identity == before
         self._rearm("its observation keeps ending by itself" if self._deaths >= _DEATHS else "")
+        # Not before: should that fail, it is still another folder the next time.
+        self.stood, self._identity = identity == self._identity, identity
         if self._left:
             log.warning("%s is watched again.", self)
         self._left = False

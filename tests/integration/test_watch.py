@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from watchdog.observers.inotify_c import (
     WatchDescriptor,
 )
 
+from helena_cli.batch import disk
 from helena_cli.documents import watch, watch_folder
 from helena_cli.documents.watch import Watcher
 from helena_cli.documents.watch_events import Inbox, NativeObservation
@@ -270,6 +272,50 @@ def test_a_long_look_at_many_folders_gives_signs_of_life(
     # Each folder may be on a slow disk.
     assert listed.total() > 150
     assert max(listed.values()) < 5
+
+
+def test_another_folder_is_not_taken_for_the_old_one_when_it_is_armed_at_the_second_try(
+    watching: Watching, monkeypatch, tmp_path: Path
+):
+    for n in range(20):
+        watching.write(f"{n}.md")
+    watching.start()
+    watching.wait_for_disk()
+    broken = iter([PermissionError(errno.EACCES, "not now")])
+
+    def file_system(path: Path) -> str:
+        for error in broken:
+            raise error
+        return disk.file_system(path)
+
+    monkeypatch.setattr(watch_folder, "file_system", file_system)
+    watching.folder.rename(tmp_path / "old")
+    watching.write("other.md")
+    wait_until(lambda: "docs:other.md" in watching.table(), "the other folder is looked at")
+    assert next(broken, None) is None
+    watching.write("later.md")
+    wait_until(lambda: "docs:later.md" in watching.table(), "it is observed")
+
+    assert watching.missing() == set()
+
+
+def test_an_end_while_a_folder_is_being_armed_leaves_nothing_out(watching: Watching, monkeypatch):
+    watcher = watching.start()
+    arming, start = threading.Event(), InotifyObservation.start
+
+    def start_late(observation: InotifyObservation, progress: Callable[[], None]) -> None:
+        arming.set()
+        assert watcher._stopping.wait(10.0)
+        start(observation, progress)
+
+    monkeypatch.setattr(InotifyObservation, "start", start_late)
+    observation_of(watcher).stop()
+    assert arming.wait(10.0)
+    watching.write("a.md")
+    watcher.stop(10.0)
+
+    assert watcher.unfinished == ""
+    watching.wait_for_disk()
 
 
 def test_a_link_changes_with_what_it_leads_to(watching: Watching):
