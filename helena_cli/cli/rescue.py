@@ -131,9 +131,13 @@ class Rescue:
             self._print_end()
 
     def _left(self, plan: "Plan") -> int:
-        """How many wait for a lock, and how many were named, block nobody and are left alone."""
-        blocking = {key for blockers in plan.edges.values() for key in blockers}
-        alone = {one.session.key for one in plan.spared} & plan.look.sessions.keys() - blocking
+        """How many wait for a lock, and how many others were named and are left alone.
+
+        Not whom they wait for, and not those that idle because their query was cancelled.
+        """
+        known = {key for blockers in plan.edges.values() for key in blockers}.union(plan.edges)
+        done = {one.action.session.key for one in self._done if one.succeeded}
+        alone = {one.session.key for one in plan.spared} & plan.look.sessions.keys() - known - done
         return plan.blocked + len(alone & self._scope.pids)
 
     def _print_plan(self, plan: "Plan") -> None:

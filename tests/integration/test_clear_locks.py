@@ -357,6 +357,20 @@ def test_what_was_named_and_could_not_be_done_is_1(newest, helena):
     assert not busy.done.is_set()
 
 
+def test_what_was_named_and_cancelled_idles_then_and_is_done(newest, helena):
+    busy = newest.run("SELECT pg_sleep(60)")
+    document = helena(newest, "--yes", f"--pid={busy.pid}")
+    assert done(document) == [(busy.pid, "cancel", "cancelled")]
+    assert document["remaining"] == 0
+
+
+def test_who_waits_and_was_named_and_could_not_be_ended_counts_once(newest, helena):
+    newest.session("LOCK TABLE goods")
+    reader = newest.run("SELECT count(*) FROM goods")
+    document = helena(newest, "--yes", f"--pid={reader.pid}", code=1, user=newest.role())
+    assert (document["applied"], document["remaining"]) == ([], 1)
+
+
 def test_the_options_choose_whom_it_ends(newest, helena):
     mine, theirs = newest.role(), newest.role()
     newest.sql("CREATE TABLE others (); GRANT ALL ON goods, others TO PUBLIC")
