@@ -10,7 +10,7 @@ import psycopg
 from msgspec.structs import replace
 
 from helena_cli.database.registry import DocumentRegistry
-from helena_cli.documents.scan import escape
+from helena_cli.documents.names import escape
 from helena_cli.documents.watch import Watcher
 from helena_cli.runtime import Runtime
 from helena_cli.settings import (

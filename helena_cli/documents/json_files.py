@@ -10,8 +10,8 @@ from msgspec import Struct
 
 from helena_cli.batch.claims import Claimed, Claims, Unusable
 from helena_cli.batch.intake import read_object
+from helena_cli.documents.names import escape
 from helena_cli.documents.outbox import Failure
-from helena_cli.documents.scan import escape
 from helena_cli.errors import InvalidOperation
 
 #: Files that are claimed at once.

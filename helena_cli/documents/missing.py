@@ -6,8 +6,8 @@ from enum import Enum
 
 from helena_cli.documents.extract import document_id
 from helena_cli.documents.known import Known
+from helena_cli.documents.names import escape
 from helena_cli.documents.roots import Target
-from helena_cli.documents.scan import escape
 
 #: More missing documents than this, and than this share of a root, are rather an accident.
 MANY = 10

@@ -17,7 +17,7 @@ from helena_cli.batch.claims import PROCESSING, Claimed
 from helena_cli.batch.operation import encode
 from helena_cli.batch.records import Triple
 from helena_cli.documents.json_files import Content, JsonFiles, PendingReport
-from helena_cli.documents.scan import escape, unescape
+from helena_cli.documents.names import escape, unescape
 from helena_cli.errors import InvalidOperation
 
 BUILDERS: Mapping[str, Callable[[Any, datetime], Triple]] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from helena_cli.documents.known import Registry
+from helena_cli.documents.names import escape
 from helena_cli.documents.roots import place
-from helena_cli.documents.scan import escape
 from helena_cli.settings import DocumentSettings
 
 _CHUNK = 500

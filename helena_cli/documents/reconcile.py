@@ -16,11 +16,13 @@ from helena_cli.documents import announce, missing, scan
 from helena_cli.documents.candidate import Answer, Candidate, Root
 from helena_cli.documents.crew import Crew
 from helena_cli.documents.extract import TABLE, document_id
+from helena_cli.documents.filter import Filter
 from helena_cli.documents.known import Knowledge, Known, Queue, Registry, Sink, State
+from helena_cli.documents.names import escape, unescape
 from helena_cli.documents.outbox import CHUNK, Change, Failure, Item, Outbox, Triple
 from helena_cli.documents.roots import Target, place
 from helena_cli.documents.rules import compile_rules
-from helena_cli.documents.scan import Filter, Found, Unreadable, escape, unescape
+from helena_cli.documents.scan import Found, Unreadable
 from helena_cli.settings import DocumentSettings
 
 __all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile", "update"]

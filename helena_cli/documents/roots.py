@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from helena_cli.documents.scan import escape, unescape
+from helena_cli.documents.names import escape, unescape
 from helena_cli.errors import ConfigurationError, NamespaceClaimed, UsageError
 from helena_cli.settings import DocumentSettings
 

@@ -13,10 +13,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from helena_cli.batch.claims import Claimed
+from helena_cli.documents.filter import Filter
 from helena_cli.documents.json_files import JsonFiles, PendingReport
+from helena_cli.documents.names import escape, unescape
 from helena_cli.documents.reconcile import Report
 from helena_cli.documents.roots import place
-from helena_cli.documents.scan import Filter, escape, unescape
 from helena_cli.settings import DocumentSettings
 
 #: The subfolders of the folder of tasks.

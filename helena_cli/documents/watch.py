@@ -18,7 +18,7 @@ from msgspec import Struct
 from helena_cli.documents import watch_scope
 from helena_cli.documents.known import Queue
 from helena_cli.documents.memory import Connect, Memory
-from helena_cli.documents.scan import escape
+from helena_cli.documents.names import escape
 from helena_cli.documents.watch_agenda import Agenda
 from helena_cli.documents.watch_events import Inbox
 from helena_cli.documents.watch_folder import Folder

@@ -20,7 +20,8 @@ from msgspec import Struct
 
 from helena_cli.batch.disk import file_system, is_network
 from helena_cli.documents import scan
-from helena_cli.documents.scan import Unreadable, unescape
+from helena_cli.documents.names import escape, unescape
+from helena_cli.documents.scan import Unreadable
 from helena_cli.documents.watch_events import Inbox, NativeObservation, Observation
 from helena_cli.documents.watch_scope import Scope
 from helena_cli.documents.watch_state import WatchedRoot
@@ -93,7 +94,7 @@ class Folder:
     def state(self) -> WatchedRoot:
         """What to tell of it."""
         reason = "" if self._mode == "events" else self._reason
-        return WatchedRoot(scan.escape(str(self.path)), self._mode, reason)
+        return WatchedRoot(escape(str(self.path)), self._mode, reason)
 
     def check(self) -> bool:
         """See to it that the folder is watched; whether all in it has to be looked at now."""

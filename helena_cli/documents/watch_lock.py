@@ -10,7 +10,7 @@ from pathlib import Path
 
 from helena_cli.batch.lease import Lease
 from helena_cli.batch.trouble import translated
-from helena_cli.documents.scan import escape
+from helena_cli.documents.names import escape
 from helena_cli.errors import HelenaError
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from helena_cli.documents import watch_troubles
 from helena_cli.documents.memory import Memory
+from helena_cli.documents.names import escape
 from helena_cli.documents.reconcile import Report, update
 from helena_cli.documents.roots import Target
-from helena_cli.documents.scan import escape
 from helena_cli.documents.watch_scope import Scope
 from helena_cli.documents.watch_troubles import Problems, Troubles
 from helena_cli.errors import HelenaError

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from helena_cli.documents.filter import IGNORE_FILE, Filter
 from helena_cli.documents.known import Registry
 from helena_cli.documents.roots import Target, outermost, place
 from helena_cli.documents.rules import compile_rules
-from helena_cli.documents.scan import IGNORE_FILE, Filter
 from helena_cli.settings import DocumentSettings
 
 

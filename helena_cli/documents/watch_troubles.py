@@ -8,8 +8,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from helena_cli.documents.names import unescape
 from helena_cli.documents.outbox import Failure
-from helena_cli.documents.scan import unescape
 from helena_cli.errors import HelenaError
 
 log = logging.getLogger(__name__)

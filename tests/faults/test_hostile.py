@@ -28,11 +28,11 @@ from helena_cli.batch.intake import read_object
 from helena_cli.batch.operation import encode
 from helena_cli.database import allowlist, target
 from helena_cli.database.script import Unfinished, statements
-from helena_cli.documents import scan
 from helena_cli.documents.extract import TEXT_BYTES, Source, document_id, extract
+from helena_cli.documents.filter import IGNORE_FILE, Filter
 from helena_cli.documents.json_files import Content
+from helena_cli.documents.names import escape, unescape
 from helena_cli.documents.pending import operation_of
-from helena_cli.documents.scan import Filter, escape, unescape
 from helena_cli.errors import ConfigurationError, InvalidOperation
 from helena_cli.settings import DocumentSettings
 from tests.commands import Program
@@ -162,7 +162,7 @@ def test_any_path_becomes_one_identifier_and_back(fuzz: Fuzz):
 
 def test_no_pattern_of_an_ignore_file_takes_long(tmp_path: Path, fuzz: Fuzz):
     def check(text: str) -> None:
-        (tmp_path / scan.IGNORE_FILE).write_text(text, encoding="utf-8")
+        (tmp_path / IGNORE_FILE).write_text(text, encoding="utf-8")
         with suppress(ConfigurationError):
             documents = Filter(tmp_path, DocumentSettings())
             for path in ("a" * 252 + ".md", "a/" * 1_000 + "a.md", f"{'ab' * 120}/" * 8 + "c.md"):
@@ -188,7 +188,7 @@ def test_no_pattern_of_an_ignore_file_takes_long(tmp_path: Path, fuzz: Fuzz):
 def test_patterns_with_many_stars_still_mean_what_they_say(
     tmp_path: Path, pattern: str, ignored: list[str], left: list[str]
 ):
-    (tmp_path / scan.IGNORE_FILE).write_text(pattern)
+    (tmp_path / IGNORE_FILE).write_text(pattern)
     documents = Filter(tmp_path, DocumentSettings())
     assert [path for path in (*ignored, *left) if documents.ignores(path)] == ignored
 

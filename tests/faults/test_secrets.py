@@ -29,8 +29,9 @@ from helena_cli.batch import claims
 from helena_cli.batch.claims import Claims, Unusable
 from helena_cli.database import schema, target
 from helena_cli.documents import scan
+from helena_cli.documents.filter import Filter
 from helena_cli.documents.json_files import JsonFiles
-from helena_cli.documents.scan import Filter, Found
+from helena_cli.documents.scan import Found
 from helena_cli.errors import HelenaError
 from helena_cli.settings import DocumentSettings
 from tests.cluster import Cluster

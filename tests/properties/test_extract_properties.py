@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helena_cli.batch.operation import encode
 from helena_cli.documents import front_matter
 from helena_cli.documents.extract import Document, Source, document_id, extract
-from helena_cli.documents.scan import escape, unescape
+from helena_cli.documents.names import escape, unescape
 from helena_cli.settings import DocumentSettings
 
 #: Pieces that YAML, TOML and JSON are made of, and a few of everything else.

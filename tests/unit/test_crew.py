@@ -13,8 +13,9 @@ import pytest
 from helena_cli.documents import crew
 from helena_cli.documents.candidate import Answer, Candidate, Chunk, Root
 from helena_cli.documents.crew import Crew
+from helena_cli.documents.filter import Filter
 from helena_cli.documents.reader import Reader
-from helena_cli.documents.scan import Filter, Found, walk
+from helena_cli.documents.scan import Found, walk
 from helena_cli.settings import DocumentSettings
 from tests.hosts import PROJECT, wait_until
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from helena_cli.documents.extract import TEXT_BYTES
+from helena_cli.documents.filter import Filter
+from helena_cli.documents.names import escape, unescape
 from helena_cli.documents.roots import default_namespace, place
-from helena_cli.documents.scan import Filter, Found, Unreadable, escape, look, read, unescape, walk
+from helena_cli.documents.scan import Found, Unreadable, look, read, walk
 from helena_cli.errors import ConfigurationError
 from helena_cli.settings import DocumentSettings
 
