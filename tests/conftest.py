@@ -43,9 +43,11 @@ def pytest_configure() -> None:
     """Nothing of the developer's own configuration may reach a test or a server started here."""
     for name in [name for name in os.environ if name.startswith(LEAKY)]:
         del os.environ[name]
-    # A job in the background is started to ignore it, and so would be all that is started here.
+    # A job in the background may ignore these, and so would all that is started here.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
