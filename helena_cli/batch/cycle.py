@@ -323,10 +323,12 @@ class Cycle:
             self._spool.release_held(ready)
 
     def _wait(self, table: str, waiting: Waiting) -> None:
-        tries = next((o.tries for o in self._spool.standing().waiting if o.table == table), 0)
+        lane = next((o for o in self._spool.standing().waiting if o.table == table), None)
+        tries = lane.tries if lane else 0
         delay = backoff(tries, base=1.0, cap=LONGEST_PAUSE, random=random.random)
         self._spool.wait(table, waiting, delay)
-        log.warning("%s waits: %s", table, waiting.reason)
+        if lane is None or lane.reason != waiting.reason:
+            log.warning("%s waits: %s. %s", table, waiting.reason, waiting.remedy)
 
     def _failed(
         self, failure: FlushFailed, operations: Sequence[Operation], seconds: float

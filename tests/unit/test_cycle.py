@@ -245,6 +245,22 @@ def test_a_waiting_lane_does_not_hold_up_the_others(
     assert (lane.table, lane.operations, lane.sqlstate) == ("gone", 100, "42P01")
 
 
+def test_why_a_lane_waits_is_logged_once_with_its_remedy(
+    spool: Spool, clock: Clock, make_cycle: MakeCycle, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons = ("not there", "not there", "locked", "locked")
+    outcomes = [
+        Outcome("target", waiting={"gone": Waiting(reason, remedy="Do it.")}) for reason in reasons
+    ]
+    cycle, writer = make_cycle(*(lambda *_, outcome=outcome: outcome for outcome in outcomes))
+    add(spool, table="gone")
+    for _ in reasons:
+        clock.now += 100
+        cycle.turn()
+    assert len(writer.batches) == len(reasons)
+    assert caplog.messages == ["gone waits: not there. Do it.", "gone waits: locked. Do it."]
+
+
 def test_a_waiting_lane_is_probed_alone_and_flows_again(
     spool: Spool, clock: Clock, make_cycle: MakeCycle
 ) -> None:
