@@ -106,8 +106,7 @@ class Cycle:
     def turn(self, *, force: bool = False) -> bool:
         """Flush what is due, or with `force` all that can be; whether anything was settled."""
         now = self._clock()
-        # A clock that was set back must not make it wait for hours.
-        if 0 < self._retry_at - now <= LONGEST_PAUSE and not force:
+        if _is_early(now, self._retry_at) and not force:
             return False
         standing = self._spool.standing()
         settled = any([self._probe(lane, now) for lane in standing.waiting])
@@ -147,7 +146,7 @@ class Cycle:
             self.dead += count
             log.error("gave up on %s: %d operations are dead letters", lane.table, count)
             return count > 0
-        if lane.retry_at is not None and 0 < lane.retry_at - now <= LONGEST_PAUSE:
+        if lane.retry_at is not None and _is_early(now, lane.retry_at):
             return False
         return self._flush(self._spool.standing(), lane)
 
@@ -350,3 +349,8 @@ class Cycle:
                 self._alone = 0
                 sqlstate = failure.sqlstate or ""
                 self._spool.bury([Verdict(operations[0].id, sqlstate, str(failure))])
+
+
+def _is_early(now: float, retry_at: float) -> bool:
+    """Whether the next try has to wait; a clock that was set back must not make it hours."""
+    return 0 < retry_at - now <= LONGEST_PAUSE
