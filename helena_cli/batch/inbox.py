@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,22 +35,24 @@ Row = tuple[Kind, str, bytes]
 
 #: Bytes before the first record.
 PAGE = 4096
-#: In it: the magic word, the bounds of the records, the last id, and the spool's own id. Native
-#: and aligned, so that each number changes at once for whoever looks without the lock.
-_BOUNDS = struct.Struct("@Q")
-_LAST_ID = struct.Struct("@q")
-_AT_BOUNDS, _AT_LAST_ID, _AT_OWNER = 8, 16, 24
+#: In it: the magic word, the bounds of the records, the last id, and the spool's own id. Each is a
+#: native word, aligned, so that it changes at once for whoever looks without the lock.
+_BOUNDS, _LAST_ID, _OWNER = 1, 2, slice(3, 7)
 _MAGIC = b"helena 1"
-
-_OWNER_BYTES = 32
 
 #: A record: the checksum of the rest; id, kind, lengths of table and data; table; data.
 _CHECKSUM = struct.Struct("<I")
 _FIELDS = struct.Struct("<qBHI")
-_HEAD = _CHECKSUM.size + _FIELDS.size
+_RECORD = struct.Struct("<IqBHI")
+_HEAD = _RECORD.size
 
-#: The bounds are 32 bits wide each.
-LARGEST = 2**32 - 1 - PAGE
+#: Seconds after a look at the path in which it is enough that the file has not been deleted: that
+#: costs half as much. What comes into a file that was moved a moment ago is moved with it.
+LOOK = 0.0002
+
+#: The bounds are 32 bits wide each, the end in the lower half.
+_END = 2**32 - 1
+LARGEST = _END - PAGE
 
 #: Bytes that a growing inbox leaves free on its disk: without room for a few pages of its own
 #: SQLite could not note what was written, and a disk that the inbox has filled would stay full.
@@ -84,12 +87,17 @@ class Inbox:
         self._clock = clock
         self._fd = self._inode = -1
         self._page: mmap.mmap | None = None
+        #: The same page, as words.
+        self._words = memoryview(b"")
+        #: When the file was last found at the path.
+        self._looked = 0.0
         #: Up to here the file may grow before the next look at the disk.
         self._room = 0
 
     def close(self) -> None:
         """Close the file; a later use opens it again."""
         page, self._page = self._page, None
+        self._words.release()
         if page is not None:
             page.close()
         if self._fd >= 0:
@@ -101,30 +109,31 @@ class Inbox:
 
         Raises InboxFull when the records that are there must be folded first, and InboxNew.
         """
-        page = self._open()
+        words = self._open()
         # Not `_locked`, which is the same: it would take a tenth of a caller's time.
         try:
             wait_for_lock(self._fd)
-            start, end = _bounds(page)
-            ids = self._next_ids(page, len(rows))
+            word = words[_BOUNDS]
+            ids = self._next_ids(words, len(rows))
             records = b"".join(map(_record, ids, rows))
-            if end + len(records) > LARGEST:
+            at = word & _END
+            end = at + len(records)
+            if end > LARGEST:
                 raise InboxFull
-            if end + len(records) > self._room:
-                self._look_for_room(end + len(records))
-            written = os.pwrite(self._fd, records, PAGE + end)
+            if end > self._room:
+                self._look_for_room(end)
+            written = os.pwrite(self._fd, records, PAGE + at)
             while written < len(records):
                 # A full disk takes a part, and refuses the rest with the next write.
-                written += os.pwrite(self._fd, records[written:], PAGE + end + written)
-            _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
-            _set_bounds(page, start, end + len(records))
+                written += os.pwrite(self._fd, records[written:], PAGE + at + written)
+            words[_LAST_ID] = ids[-1]
+            words[_BOUNDS] = word + len(records)
             if self._sync:
                 try:
-                    page.flush()
-                    put_on_disk(self._fd)
+                    self._put_on_disk()
                 except OSError:
                     # The caller is told that nothing was accepted.
-                    _set_bounds(page, start, end)
+                    words[_BOUNDS] = word
                     raise
             return ids
         finally:
@@ -132,16 +141,16 @@ class Inbox:
 
     def reserve(self, count: int) -> range:
         """Ids for operations that come from elsewhere. Raises InboxNew."""
-        with self._locked() as page:
-            ids = self._next_ids(page, count)
-            _LAST_ID.pack_into(page, _AT_LAST_ID, ids[-1])
+        with self._locked() as words:
+            ids = self._next_ids(words, count)
+            words[_LAST_ID] = ids[-1]
             return ids
 
     def begin_after(self, last_id: int) -> bool:
         """Never give out this id or a lower one: the spool knows it. Whether the inbox is new."""
-        with self._locked() as page:
-            (known,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
-            _LAST_ID.pack_into(page, _AT_LAST_ID, max(known, last_id, 1))
+        with self._locked() as words:
+            known = words[_LAST_ID]
+            words[_LAST_ID] = max(known, last_id, 1)
             return not known
 
     def is_empty(self) -> bool:
@@ -152,8 +161,8 @@ class Inbox:
     def bounds(self) -> tuple[int, int]:
         """Where the records begin and end; equal when there are none."""
         # Behind the lock everything that was written before it was released can be read.
-        with self._locked() as page:
-            start, end = _bounds(page)
+        with self._locked() as words:
+            start, end = _bounds(words)
         return (start, end) if start < end else (0, 0)
 
     def read(self, start: int, end: int, *, limit: int, count: int = sys.maxsize) -> Content:
@@ -172,16 +181,16 @@ class Inbox:
 
     def last_id(self) -> int:
         """The highest id that was given out. Raises InboxNew."""
-        with self._locked() as page:
-            (last,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
+        with self._locked() as words:
+            last = words[_LAST_ID]
         if not last:
             raise InboxNew
         return int(last)
 
     def first_id(self) -> int | None:
         """The id of the oldest record; None when there is none."""
-        with self._locked() as page:
-            start, end = _bounds(page)
+        with self._locked() as words:
+            start, end = _bounds(words)
             if start >= end:
                 return None
             head = os.pread(self._fd, _HEAD, PAGE + start)
@@ -189,20 +198,25 @@ class Inbox:
 
     def release(self, end: int) -> None:
         """Forget the records up to this end: SQLite has them."""
-        with self._locked() as page:
-            _, current = _bounds(page)
-            _set_bounds(page, *((0, 0) if current <= end else (end, current)))
+        with self._locked() as words:
+            _, current = _bounds(words)
+            words[_BOUNDS] = 0 if current <= end else end << 32 | current
 
     def owner(self) -> str:
         """The id of the spool that the records were accepted for; empty in a new file."""
-        owner = self._open()[_AT_OWNER : _AT_OWNER + _OWNER_BYTES]
-        return owner.rstrip(b"\0").decode("ascii", "replace")
+        return self._open()[_OWNER].tobytes().rstrip(b"\0").decode("ascii", "replace")
 
     def belong_to(self, spool_id: str) -> None:
         """Say whose records these are from now on."""
-        with self._locked() as page:
-            owner = spool_id.encode("ascii")[:_OWNER_BYTES]
-            page[_AT_OWNER : _AT_OWNER + _OWNER_BYTES] = owner.ljust(_OWNER_BYTES, b"\0")
+        with self._locked() as words:
+            owner = words[_OWNER]
+            name = spool_id.encode("ascii")[: owner.nbytes].ljust(owner.nbytes, b"\0")
+            owner[:] = memoryview(name).cast("Q")
+
+    def _put_on_disk(self) -> None:
+        if self._page is not None:
+            self._page.flush()
+        put_on_disk(self._fd)
 
     def _look_for_room(self, end: int) -> None:
         """Refuse to grow up to `end` on a disk that is nearly full; what is there may be reused."""
@@ -213,30 +227,34 @@ class Inbox:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         self._room = max(size, end + _LOOK_EVERY)
 
-    def _next_ids(self, page: mmap.mmap, count: int) -> range:
-        (last,) = _LAST_ID.unpack_from(page, _AT_LAST_ID)
+    def _next_ids(self, words: memoryview, count: int) -> range:
+        last = words[_LAST_ID]
         if not last:
             raise InboxNew
         first = max(last + 1, int(self._clock() * 1_000_000))
         return range(first, first + count)
 
     @contextmanager
-    def _locked(self) -> Iterator[mmap.mmap]:
-        """The page, while no other process changes it."""
-        page = self._open()
+    def _locked(self) -> Iterator[memoryview]:
+        """The numbers, while no other process changes them."""
+        words = self._open()
         # Within the try: an interrupt may come as soon as the lock is there.
         try:
             wait_for_lock(self._fd)
-            yield page
+            yield words
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _open(self) -> mmap.mmap:
-        """The page, of the file that lies at the path now."""
+    def _open(self) -> memoryview:
+        """The numbers of the file that lies at the path now."""
+        now = time.monotonic()
         if self._page is not None:
+            if now < self._looked + LOOK and os.fstat(self._fd).st_nlink:
+                return self._words
             try:
                 if os.stat(self._path).st_ino == self._inode:
-                    return self._page
+                    self._looked = now
+                    return self._words
             except FileNotFoundError:
                 pass
             self.close()
@@ -247,9 +265,11 @@ class Inbox:
             self._begin()
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-        self._page = mmap.mmap(self._fd, PAGE)
+        page = mmap.mmap(self._fd, PAGE)
+        self._words = memoryview(page).cast("Q")
+        self._page = page
         self._room = 0
-        return self._page
+        return self._words
 
     def _begin(self) -> None:
         """Write the numbers of a new file, or of one whose numbers are lost."""
@@ -275,20 +295,16 @@ def put_on_disk(fd: int) -> None:
 FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
 
-def _bounds(page: mmap.mmap) -> tuple[int, int]:
-    (word,) = _BOUNDS.unpack_from(page, _AT_BOUNDS)
-    return word >> 32, word & 0xFFFF_FFFF
-
-
-def _set_bounds(page: mmap.mmap, start: int, end: int) -> None:
-    _BOUNDS.pack_into(page, _AT_BOUNDS, start << 32 | end)
+def _bounds(words: memoryview) -> tuple[int, int]:
+    word = words[_BOUNDS]
+    return word >> 32, word & _END
 
 
 def _record(identifier: int, row: Row) -> bytes:
     kind, table, data = row
     name = table.encode()
-    rest = _FIELDS.pack(identifier, _NUMBERS[kind], len(name), len(data)) + name + data
-    return _CHECKSUM.pack(zlib.crc32(rest)) + rest
+    fields = _FIELDS.pack(identifier, _NUMBERS[kind], len(name), len(data)) + name
+    return b"".join((_CHECKSUM.pack(zlib.crc32(data, zlib.crc32(fields))), fields, data))
 
 
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
@@ -305,15 +321,13 @@ def _length(content: bytes) -> int:
 def _parse(content: bytes, count: int) -> tuple[list[Operation], int]:
     """The whole records at the beginning, so many at most, and how many bytes they take."""
     operations: list[Operation] = []
+    view = memoryview(content)
     at, length = 0, len(content)
     while at + _HEAD <= length and len(operations) < count:
-        identifier, kind, name, size = _FIELDS.unpack_from(content, at + _CHECKSUM.size)
+        checksum, identifier, kind, name, size = _RECORD.unpack_from(content, at)
         middle = at + _HEAD + name
         end = middle + size
-        if end > length:
-            break
-        (checksum,) = _CHECKSUM.unpack_from(content, at)
-        if checksum != zlib.crc32(memoryview(content)[at + _CHECKSUM.size : end]):
+        if end > length or checksum != zlib.crc32(view[at + _CHECKSUM.size : end]):
             break
         table = content[at + _HEAD : middle].decode()
         operations.append(Operation(identifier, KINDS[kind], table, content[middle:end]))
