@@ -1,6 +1,6 @@
 """Operations read against their table: which columns they give, and by which key they go."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -13,23 +13,29 @@ UPDATE_WITHOUT_KEY = "HL001"
 UNREADABLE = "HL005"
 UNDEFINED_COLUMN = "42703"
 
+#: Operations whose values are kept until their lines are made.
+BLOCK = 250
+
 #: Sets of columns, in different orders, that a reader remembers.
 MOST_SETS = 1000
 
 #: The number of a key of the table, and a value of it.
 Identity = tuple[int, Hashable]
 
+#: Column → value, still encoded.
+Values = Mapping[str, msgspec.Raw]
+
 
 class Columns:
     """A set of columns, one object for each set; `names` are in the table's order."""
 
-    __slots__ = ("candidates", "line", "names", "refers_to_itself", "unknown")
+    __slots__ = ("candidates", "lines", "names", "refers_to_itself", "unknown")
 
     def __init__(self, table: Table, given: frozenset[str]) -> None:
         known = [column.name for column in table.columns]
         self.names = tuple(name for name in known if name in given)
-        #: Makes of a row the line that loads it in bulk; set by whoever can load such rows.
-        self.line: Callable[[Mapping[str, msgspec.Raw]], bytes | None] | None = None
+        #: Makes of rows the lines that load them in bulk; set by whoever can load such rows.
+        self.lines: Callable[[Sequence[Values]], Sequence[bytes | None]] | None = None
         self.unknown = given.difference(known)
         #: The numbers of the keys that are given completely.
         self.candidates = tuple(n for n, key in enumerate(table.keys) if given.issuperset(key))
@@ -52,7 +58,7 @@ class Step(Struct, gc=False):
     key: int | None
     #: Its value in that key, or BAD or UNDECIDED.
     value: Hashable
-    #: What `Columns.line` made of it.
+    #: What `Columns.lines` made of it.
     line: bytes | None = None
 
 
@@ -83,30 +89,47 @@ class Reader:
 
     def read_ahead(self, operations: Iterable[Operation]) -> Reading:
         """Read operations for a later `read` by this reader."""
-        return Reading(self, {operation.id: self._step(operation) for operation in operations})
+        return Reading(self, self._steps(list(operations)))
 
     def read(
-        self, operations: Iterable[Operation], ahead: Mapping[int, Step | Verdict] = NOTHING
+        self, operations: Sequence[Operation], ahead: Mapping[int, Step | Verdict] = NOTHING
     ) -> tuple[list[Step], list[Verdict]]:
         """The steps, and a verdict for each due operation that can never be written.
 
         `ahead` is what `read_ahead` of this reader made of some of them.
         """
+        read = self._steps([operation for operation in operations if operation.id not in ahead])
         steps, dead = [], []
         for operation in operations:
-            step = ahead.get(operation.id) or self._step(operation)
+            step = ahead.get(operation.id) or read[operation.id]
             if isinstance(step, Step):
                 steps.append(step)
             elif operation.due:
                 dead.append(step)
         return steps, dead
 
-    def _step(self, operation: Operation) -> Step | Verdict:
-        try:
-            values = operation.columns()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            # Damage: it was an object when it was accepted. It must not hold up the others.
-            return Verdict(operation.id, UNREADABLE, f"its data are not a JSON object: {error}")
+    def _steps(self, operations: Sequence[Operation]) -> dict[int, Step | Verdict]:
+        """Id → step, or why there is none."""
+        found: dict[int, Step | Verdict] = {}
+        for start in range(0, len(operations), BLOCK):
+            loads: dict[Columns, tuple[list[Step], list[Values]]] = {}
+            for operation in operations[start : start + BLOCK]:
+                try:
+                    values = operation.columns()
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    # Damage: it was an object when it was accepted. It must not hold up the others.
+                    found[operation.id] = _unreadable(operation, error)
+                    continue
+                found[operation.id] = step = self._step(operation, values)
+                if isinstance(step, Step) and step.columns.lines is not None:
+                    steps, rows = loads.setdefault(step.columns, ([], []))
+                    steps.append(step)
+                    rows.append(values)
+            for columns, (steps, rows) in loads.items():
+                _add_lines(columns, steps, rows)
+        return found
+
+    def _step(self, operation: Operation, values: Values) -> Step | Verdict:
         given = tuple(values)
         columns = self._by_order.get(given)
         if columns is None:
@@ -116,10 +139,10 @@ class Reader:
         for key in columns.candidates:
             value = key_value(self._keys[key], values)
             if value is not Special.NULL:
-                return Step(operation, columns, key, value, _line(columns, values))
+                return Step(operation, columns, key, value)
         if operation.kind == "update":
             return self._no_key(operation)
-        return Step(operation, columns, None, None, _line(columns, values))
+        return Step(operation, columns, None, None)
 
     def columns(self, names: Iterable[str]) -> Columns:
         """The one object for this set of columns."""
@@ -152,7 +175,13 @@ class Reader:
         return found
 
 
-def _line(columns: Columns, values: Mapping[str, msgspec.Raw]) -> bytes | None:
+def _unreadable(operation: Operation, error: Exception) -> Verdict:
+    return Verdict(operation.id, UNREADABLE, f"its data are not a JSON object: {error}")
+
+
+def _add_lines(columns: Columns, steps: Sequence[Step], rows: Sequence[Values]) -> None:
     # Taken once: another thread may set it.
-    line = columns.line
-    return None if line is None else line(values)
+    make = columns.lines
+    if make is not None:
+        for step, line in zip(steps, make(rows), strict=True):
+            step.line = line

@@ -58,10 +58,10 @@ class BulkLoad:
             return False
         text = self._text(columns)
         if text is None or not self._try(transaction, text, rows):
-            columns.line, self._pause = None, PAUSE
+            columns.lines, self._pause = None, PAUSE
             return False
         # The next ones are made while the server works on these.
-        columns.line = text.line
+        columns.lines = text.lines
         return True
 
     def _try(self, transaction: Transaction, text: CopyText, rows: Sequence[Row]) -> bool:
@@ -110,14 +110,14 @@ class BulkLoad:
     def _blocks(self, text: CopyText, rows: Sequence[Row]) -> Iterator[bytes]:
         """The lines, many at a time; raises _Refused."""
         for start in range(0, len(rows), BLOCK):
-            yield b"".join([self._line(text, row) for row in rows[start : start + BLOCK]])
-
-    def _line(self, text: CopyText, row: Row) -> bytes:
-        made = None if row.merged else row.first.line
-        line = made or text.line(plan.values(self.reader, row))
-        if line is None:
-            raise _Refused
-        return line
+            block = rows[start : start + BLOCK]
+            lines = [None if row.merged else row.first.line for row in block]
+            if None in lines:
+                lines = text.lines([plan.values(self.reader, row) for row in block])
+            made = [line for line in lines if line is not None]
+            if len(made) < len(block):
+                raise _Refused
+            yield b"".join(made)
 
 
 def _refuse_any(transaction: Transaction, query: bytes, parameters: list[Any]) -> None:

@@ -15,6 +15,11 @@ from msgspec import Raw
 
 from helena_cli.batch.table import Column
 
+Values = Mapping[str, Raw]
+
+#: An array in PostgreSQL's spelling.
+_BRACES = bytes.maketrans(b"[]", b"{}")
+
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_list = msgspec.json.Decoder(list[Raw]).decode
 
@@ -31,33 +36,73 @@ class CopyText:
         scalars = [c.name for c in columns if c.copied_as == "scalar"]
         # Of two names or more it gets a tuple.
         self._scalars = itemgetter(*scalars) if len(scalars) > 1 else None
-        self._others: list[tuple[str, Callable[[bytes], bytes]]] = [
+        self._others: list[tuple[str, Callable[[list[Raw]], list[bytes]]]] = [
             (c.name, _CONVERT[c.copied_as])
             for c in columns
             if c.copied_as is not None and (c.copied_as != "scalar" or not self._scalars)
         ]
         self.names = [*(scalars if self._scalars else ()), *(name for name, _ in self._others)]
 
-    def line(self, values: Mapping[str, Raw]) -> bytes | None:
-        """One row; None when one of its values has no text."""
+    def lines(self, rows: Sequence[Values]) -> list[bytes | None]:
+        """A line for each row, None when one of its values has no text.
+
+        To look through many rows at once costs a fraction of looking through each.
+        """
         try:
-            fields = [_scalars(self._scalars(values))] if self._scalars else []
-            fields += [convert(bytes(values[name])) for name, convert in self._others]
+            return [*self._lines(rows)]
         except (_NoText, msgspec.DecodeError, UnicodeDecodeError):
-            return None
-        return b"\t".join(fields) + b"\n"
+            if len(rows) < 2:
+                return [None] * len(rows)
+        middle = len(rows) // 2
+        return [*self.lines(rows[:middle]), *self.lines(rows[middle:])]
+
+    def _lines(self, rows: Sequence[Values]) -> list[bytes]:
+        fields = []
+        if self._scalars:
+            fields.append(_scalars([b"\t".join(self._scalars(row)) for row in rows]))
+        for name, convert in self._others:
+            fields.append(convert([row[name] for row in rows]))
+        if any(len(field) != len(rows) for field in fields):
+            # Space between values was taken for the end of a row.
+            raise _NoText
+        return [b"\t".join(line) + b"\n" for line in zip(*fields, strict=True)]
 
 
-def _scalars(values: Sequence[Raw]) -> bytes:
-    """Several fields at once: in strings and numbers without an escape quotes only delimit."""
-    text = b"\t".join(values)
+def _scalars(rows: Sequence[bytes]) -> list[bytes]:
+    """Fields of many rows: in strings and numbers without an escape quotes only delimit."""
+    text = b"\t%b\t" % b"\t\n\t".join(rows)
     if b"\\" in text or b"{" in text or b"[" in text:
-        return b"\t".join([_scalar(bytes(value)) for value in values])
-    if b"null" in text:
+        if len(rows) == 1:
+            return [b"\t".join(map(_scalar, rows[0].split(b"\t")))]
+        return [_scalars([row])[0] for row in rows]
+    if b"\tnull\t" in text:
         # Twice, for two in a row share a tab.
-        text = b"\t%b\t" % text
-        text = text.replace(b"\tnull\t", b"\t\\N\t").replace(b"\tnull\t", b"\t\\N\t")[1:-1]
-    return text.replace(b'"', b"")
+        text = text.replace(b"\tnull\t", b"\t\\N\t").replace(b"\tnull\t", b"\t\\N\t")
+    return text.replace(b'"', b"")[1:-1].split(b"\t\n\t")
+
+
+def _single_scalars(values: list[Raw]) -> list[bytes]:
+    return _scalars([bytes(value) for value in values])
+
+
+def _documents(values: list[Raw]) -> list[bytes]:
+    text = b"\n".join(values)
+    if b"\\" in text or b"null" in text:
+        return [_document(bytes(value)) for value in values]
+    return text.split(b"\n")
+
+
+def _arrays(values: list[Raw]) -> list[bytes]:
+    text = b"\n".join(values)
+    count = len(values)
+    if (
+        (text.count(b"\n["), text.count(b"["), text.count(b"]")) == (count - 1, count, count)
+        and text.startswith(b"[")
+        and b"\\" not in text
+        and b"{" not in text
+    ):
+        return text.translate(_BRACES).split(b"\n")
+    return [_array(bytes(value)) for value in values]
 
 
 def _scalar(value: bytes) -> bytes:
@@ -104,8 +149,9 @@ def _escape(text: bytes) -> bytes:
     return text.replace(b"\n", b"\\n").replace(b"\r", b"\\r")
 
 
-_CONVERT: Mapping[str, Callable[[bytes], bytes]] = {
-    "scalar": _scalar,
-    "json": _document,
-    "array": _array,
+#: The values of a column in many rows become fields.
+_CONVERT: Mapping[str, Callable[[list[Raw]], list[bytes]]] = {
+    "scalar": _single_scalars,
+    "json": _documents,
+    "array": _arrays,
 }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import psycopg
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helena_cli.batch.plan import Mode
 from helena_cli.batch.reading import Reader
-from helena_cli.batch.table import Table
+from helena_cli.batch.table import Column, Table
 from helena_cli.database import statement
 from helena_cli.database.catalog import Catalog
 from helena_cli.database.copy_text import CopyText
@@ -138,7 +138,7 @@ class Both:
         text = CopyText(named)
         encoded = ("{" + ",".join(f'"{n}":{value}' for n, value in record.items()) + "}").encode()
         values = msgspec.json.decode(encoded, type=dict[str, msgspec.Raw])
-        line = text.line(values)
+        (line,) = text.lines([values])
         if line is None:
             return
         compose, transaction = self._transaction.compose, self._transaction
@@ -231,3 +231,17 @@ def records(draw: st.DrawFn) -> tuple[str, Record]:
 @given(case=records())
 def test_copy_writes_what_the_statement_writes_of_any_values(both: Both, case: tuple[str, Record]):
     both.check(*case)
+
+
+#: As Helena itself writes them.
+written = documents.map(lambda value: msgspec.json.encode(value).decode())
+
+
+@given(rows=st.lists(st.tuples(written, written, written, written), max_size=8))
+def test_the_lines_of_many_rows_are_those_of_each(rows: list[tuple[str, ...]]):
+    copied_as: list[Literal["scalar", "json", "array"]] = ["scalar", "scalar", "array", "json"]
+    for chosen in ([0, 1, 2, 3], [0], [2], [3], [0, 1]):
+        columns = [Column(name=f"c{n}", type="text", copied_as=copied_as[n]) for n in chosen]
+        text = CopyText(columns)
+        values = [{f"c{n}": msgspec.Raw(row[n].encode()) for n in chosen} for row in rows]
+        assert text.lines(values) == [line for row in values for line in text.lines([row])]
