@@ -60,10 +60,12 @@ class Transaction:
     def copy(self, query: bytes, blocks: Iterable[bytes]) -> int:
         """Execute COPY FROM STDIN with these lines; how many rows it wrote."""
         self._catch_up()
-        self._busy()
         with self._cursor.copy(query) as copy:
-            for block in blocks:
+            for number, block in enumerate(blocks):
                 copy.write(block)
+                if not number:
+                    # Not before the server has something to do: it waits for whoever is busy.
+                    self._busy()
         return self._cursor.rowcount
 
     def compose(self, query: sql.Composable) -> bytes:
