@@ -30,6 +30,8 @@ __all__ = ["Failure", "Options", "Queue", "Registry", "Report", "reconcile", "up
 #: Documents between two calls of `progress`.
 _PROGRESS_STEP = 100
 
+_UNKNOWN = "there is no such file or folder, and no document of that name is known"
+
 #: Documents found so far, how many there are if that is known, and where the scan is.
 Progress = Callable[[int, int | None, str], None]
 
@@ -81,9 +83,10 @@ def reconcile(
 ) -> Report:
     """Queue what is needed to make the database agree with these folders and files.
 
-    A path that does not exist, inside of a root, is a deletion. A run that finds no change queues
-    nothing. Raises UsageError for a path that is neither there nor known, ConfigurationError and
-    NamespaceClaimed before anything was queued, SpoolFull or SpoolUnavailable in the middle.
+    A path that does not exist, inside of a root, is a deletion; a failure when nothing was known
+    there. A run that finds no change queues nothing. Raises UsageError for a path that does not
+    exist, outside of every root, ConfigurationError and NamespaceClaimed before anything was
+    queued, SpoolFull or SpoolUnavailable in the middle.
     """
     targets = place(paths, settings, registry.roots(host))
     compile_rules(settings.rules)
@@ -107,11 +110,12 @@ def update(
 ) -> Report:
     """The same for these parts of roots that are claimed already, by what is known of them.
 
+    They are what a file event named: what came and went again, unknown to all, is no failure.
     Raises ConfigurationError before anything was queued, SpoolFull or SpoolUnavailable in the
     middle, and whatever `state` raises.
     """
     filtered = [(target, Filter(target.folder, settings)) for target in targets]
-    return _queue_changes(filtered, settings, state, queue, options, alone=True)
+    return _queue_changes(filtered, settings, state, queue, options, events=True)
 
 
 def _queue_changes(
@@ -121,11 +125,11 @@ def _queue_changes(
     queue: Sink,
     options: Options,
     *,
-    alone: bool = False,
+    events: bool = False,
 ) -> Report:
     dry_run = options.get("dry_run", False)
-    run = _Run(settings, state, Outbox(queue, dry_run=dry_run), options)
-    with Crew(settings, run.take, alone=alone) as crew:
+    run = _Run(settings, state, Outbox(queue, dry_run=dry_run), options, events=events)
+    with Crew(settings, run.take, alone=events) as crew:
         for target, documents in targets:
             run.settle(target, documents, crew)
     report = run.finish()
@@ -138,11 +142,19 @@ class _Run:
     """One pass over some roots, and its counts."""
 
     def __init__(
-        self, settings: DocumentSettings, state: Knowledge, outbox: Outbox, options: Options
+        self,
+        settings: DocumentSettings,
+        state: Knowledge,
+        outbox: Outbox,
+        options: Options,
+        *,
+        events: bool,
     ) -> None:
+        """`events`: it was file events that named the paths."""
         self._settings = settings
         self._state = state
         self._outbox = outbox
+        self._events = events
         self._allow_missing = options.get("allow_missing", False)
         self._stands = options.get("stands", lambda: True)
         self._linked = options.get("linked")
@@ -163,18 +175,10 @@ class _Run:
             return
         root = Root(target.namespace, str(target.folder), target.key)
         known = self._known(target, documents)
+        if not self._events:
+            self._note_unknown(target, known)
         living = sum(not document.deleted for document in known.values())
-        unjudged: list[str] = []
-        for within in target.within:
-            for found in _documents(target, within, documents, self._report_progress):
-                if isinstance(found, Unreadable):
-                    self._note_folder(target, found.path, found.reason)
-                    unjudged.append(found.path)
-                    continue
-                if found.linked and self._linked is not None:
-                    self._linked(found.file, os.path.join(target.folder, unescape(found.path)))
-                if candidate := self._compare(target, found, known):
-                    crew.read(root, candidate)
+        unjudged = self._look(target, documents, known, lambda one: crew.read(root, one))
         crew.finish(root)
         self._outbox.flush()
         gone = missing.find(target, known, unjudged)
@@ -186,6 +190,27 @@ class _Run:
             allowed = self._allow_missing
             doubt = missing.doubt(target, standing, len(gone), living, allowed=allowed)
             self._judge(target, gone, doubt)
+
+    def _look(
+        self,
+        target: Target,
+        documents: Filter,
+        known: dict[str, Known],
+        read: Callable[[Candidate], None],
+    ) -> list[str]:
+        """Have read what may have changed; the folders that could not be looked into."""
+        unjudged: list[str] = []
+        for within in target.within:
+            for found in _documents(target, within, documents, self._report_progress):
+                if isinstance(found, Unreadable):
+                    self._note_folder(target, found.path, found.reason)
+                    unjudged.append(found.path)
+                    continue
+                if found.linked and self._linked is not None:
+                    self._linked(found.file, os.path.join(target.folder, unescape(found.path)))
+                if candidate := self._compare(target, found, known):
+                    read(candidate)
+        return unjudged
 
     def finish(self) -> Report:
         """Queue the rest and count."""
@@ -236,6 +261,14 @@ class _Run:
             # It may have been a folder with the name of a document.
             known = self._state.documents(target.namespace)
         return known
+
+    def _note_unknown(self, target: Target, known: Mapping[str, Known]) -> None:
+        """Note the paths that were named, but where nothing is or was."""
+        for path in target.within:
+            if path and _is_gone(target, path, known):
+                below = f"{document_id(target.namespace, escape(path))}/"
+                if not any(doc_id.startswith(below) for doc_id in known):
+                    self._note_folder(target, escape(path), _UNKNOWN)
 
     def _compare(self, target: Target, found: Found, known: dict[str, Known]) -> Candidate | None:
         """What has to be read to see whether it has changed; None for what surely has not."""

@@ -381,6 +381,25 @@ def test_nothing_is_missing_when_the_root_is_gone(world: World, notes: Path):
     assert world.deleted() == set()
 
 
+@pytest.mark.parametrize("name", ["typo.md", "sub/typo.md", "typo", "typo.txt"])
+def test_a_path_where_nothing_is_and_was_is_a_failure_and_the_others_are_done(
+    world: World, notes: Path, name: str
+):
+    report = world.run(notes / "a.md", notes / name)
+    assert (report.new, report.missing, report.incomplete) == (1, 0, 1)
+    assert [failure.path for failure in report.failures] == [str(notes / name)]
+    assert "no such file" in report.failures[0].reason
+
+
+def test_a_path_whose_documents_are_marked_already_is_no_failure(world: World, notes: Path):
+    world.run(notes)
+    shutil.rmtree(notes / "sub")
+    for _ in range(2):
+        report = world.run(notes / "sub")
+        assert (report.incomplete, report.failures) == (0, ())
+    assert world.deleted() == {"notes:sub/b.md", "notes:sub/c.markdown"}
+
+
 def many(folder: Path, count: int) -> list[Path]:
     return [write(folder / f"{number:02}.md", f"# {number}\n") for number in range(count)]
 
