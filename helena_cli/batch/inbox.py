@@ -127,13 +127,13 @@ class Inbox:
                 # A full disk takes a part, and refuses the rest with the next write.
                 written += os.pwrite(self._fd, records[written:], PAGE + at + written)
             words[_LAST_ID] = ids[-1]
-            words[_BOUNDS] = word + len(records)
+            _set_bounds(words, word + len(records))
             if self._sync:
                 try:
                     self._put_on_disk()
                 except OSError:
                     # The caller is told that nothing was accepted.
-                    words[_BOUNDS] = word
+                    _set_bounds(words, word)
                     raise
             return ids
         finally:
@@ -200,7 +200,7 @@ class Inbox:
         """Forget the records up to this end: SQLite has them."""
         with self._locked() as words:
             _, current = _bounds(words)
-            words[_BOUNDS] = 0 if current <= end else end << 32 | current
+            _set_bounds(words, 0 if current <= end else end << 32 | current)
 
     def owner(self) -> str:
         """The id of the spool that the records were accepted for; empty in a new file."""
@@ -298,6 +298,10 @@ FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 def _bounds(words: memoryview) -> tuple[int, int]:
     word = words[_BOUNDS]
     return word >> 32, word & _END
+
+
+def _set_bounds(words: memoryview, word: int) -> None:
+    words[_BOUNDS] = word
 
 
 def _record(identifier: int, row: Row) -> bytes:

@@ -45,11 +45,15 @@ class Crowd:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.kill_all()
         with self._mother as mother:
             mother.kill()
-        self._errors.close()
+        with self._errors as file:
+            file.seek(0)
+            errors = file.read()
+        # One that ends by an error of its own would never come to its step.
+        assert kind or "Traceback" not in errors, errors[:10_000]
 
     def start(
         self,
