@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 #: The short form: each test still does everything it is for at least once.
-SHORT = 0.1
+SHORT = 0.06
 SHORT_SEED = 4711
 
 HERE = Path(__file__).parent
