@@ -96,7 +96,7 @@ class Cycle:
         self.failure: Failure | None = None
         #: How many operations it has moved to the dead letters.
         self.dead = 0
-        #: Tables written since the last maintenance, with their rows.
+        #: Tables written since the last maintenance, with the bytes of the flushes they were in.
         self.touched: dict[str, int] = {}
 
     def close(self) -> None:
@@ -284,8 +284,9 @@ class Cycle:
             self._wait(table, waiting)
         self._release_children(outcome)
         spool.checkpoint()
+        size = sum(len(operation.data) for operation in batch.operations)
         for table in outcome.settled_tables:
-            self.touched[table] = self.touched.get(table, 0) + outcome.rows
+            self.touched[table] = self.touched.get(table, 0) + size
         self._nonce = uuid.uuid4().hex
         self._limit = min(self.policy.max_size, self._limit * 2)
         self._retry_at, self._unknown, self._alone, self.failure = 0.0, 0, 0, None

@@ -31,10 +31,11 @@ STANDBY_TICK = 0.5
 GRACE = 5.0
 #: Seconds between two signs of life; without one for 60 s `status` calls the flusher stale.
 HEARTBEAT = 5.0
-#: Pending lists are emptied so many seconds after the last time, sooner when many rows were sent.
+#: Pending lists are emptied so many seconds after the last time, or so many bytes of data. By
+#: default a list may hold 4 MB: an insert that finds it full has to fold it in, and who reads goes
+#: through all of it.
 MAINTENANCE_SECONDS = 60.0
-MAINTENANCE_ROWS = 10_000
-MAINTENANCE_PAUSE = 1.0
+MAINTENANCE_BYTES = 2 * 1024 * 1024
 #: Operations of one call after which the caller pauses for so many seconds.
 BREATH = 32
 BREATH_SECONDS = 20e-6
@@ -278,12 +279,14 @@ class Engine:
     def _maintain(self) -> None:
         """Empty the pending lists of the tables written, but not at every turn."""
         touched, now = self._cycle.touched, time.monotonic()
-        many = sum(touched.values()) >= MAINTENANCE_ROWS
         if not touched:
             self._maintained = now
         elif self._maintenance is not None and self._maintenance.is_alive():
             return
-        elif now - self._maintained >= (MAINTENANCE_PAUSE if many else MAINTENANCE_SECONDS):
+        elif (
+            now - self._maintained >= MAINTENANCE_SECONDS
+            or max(touched.values()) >= MAINTENANCE_BYTES
+        ):
             self._maintained = now
             self._cycle.touched = {}
             # Beside the flushes: a long list takes longer than they may wait. An interpreter that

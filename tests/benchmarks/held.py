@@ -1,7 +1,6 @@
 """Rows into a document table which holds many already: plain COPY, and Helena."""
 
 import statistics
-import time
 from typing import Any
 
 import psycopg
@@ -10,7 +9,7 @@ from tests.benchmarks import operations, server
 from tests.benchmarks.operations import COLUMNS, NAMES, TABLE
 
 #: The ways that are compared.
-WAYS = ("plain COPY", "Helena, add_operation", "Helena, add_operations")
+WAYS = ("plain COPY", "Helena, add_operation", "Helena, add_operations", "Helena, queued before")
 
 #: Column → the expression that makes of `n` what `operations.make_row` makes of it.
 _EXPRESSIONS = {
@@ -64,9 +63,7 @@ def measure(admin: str, held: int, count: int, batch: int, runs: int) -> dict[st
                 way, _ = operations.WAYS[name]
                 rows = operations.make_rows(count, total)
                 settle(connection)
-                started = time.perf_counter()
-                way(dsn, rows, batch)
-                rates[name].append(count / (time.perf_counter() - started))
+                rates[name].append(count / operations.seconds(way, dsn, rows, batch))
                 total += count
                 found = connection.execute(f"SELECT count(*) FROM {TABLE}".encode()).fetchone()
                 assert found == (total,), f"{name} wrote {found}"

@@ -164,10 +164,10 @@ def test_the_flusher_gives_signs_of_life(host: Host, monkeypatch: pytest.MonkeyP
         wait_until(beats, "another sign of life")
 
 
-def test_pending_lists_are_emptied_some_time_after_the_last_flush(
-    host: Host, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("limit", [("MAINTENANCE_SECONDS", 0.1), ("MAINTENANCE_BYTES", 8)])
+def test_pending_lists_are_emptied_after_some_time_and_after_many_bytes(
+    host: Host, monkeypatch: pytest.MonkeyPatch, limit: tuple[str, float]
 ):
-    monkeypatch.setattr(engine_module, "MAINTENANCE_SECONDS", 0.1)
     maintained: list[frozenset[str]] = []
 
     class Listening(Relay):
@@ -178,6 +178,10 @@ def test_pending_lists_are_emptied_some_time_after_the_last_flush(
     with engine_of_parts(host, wrap=Listening) as (engine, _, _):
         engine.add_operation("insert", "numbers", {"n": 0})
         assert engine.flush(60)
+        engine.add_operation("insert", "numbers", {"n": 1})
+        assert engine.flush(60)
+        assert not maintained
+        monkeypatch.setattr(engine_module, *limit)
         wait_until(lambda: maintained == [{"numbers"}], "maintenance")
 
 
