@@ -1,7 +1,7 @@
 """One transaction of a flush: how it begins, its savepoints, and its end.
 
-Savepoints are set, released and rolled back together with the next statement, in one message, so
-that a flush over a slow line does not pay a round trip for each.
+Savepoints are set, released and rolled back together, in one message right before the next
+statement, so that a flush over a slow line does not pay a round trip for each.
 """
 
 from collections.abc import Callable, Iterable, Iterator
