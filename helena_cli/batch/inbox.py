@@ -87,8 +87,8 @@ class Inbox:
         self._clock = clock
         self._fd = self._inode = -1
         self._page: mmap.mmap | None = None
-        #: The same page, as words.
-        self._words = memoryview(b"")
+        #: The same page as words, and as signed ones: the ids.
+        self._words = self._ids = memoryview(b"")
         #: When the file was last found at the path.
         self._looked = 0.0
         #: Up to here the file may grow before the next look at the disk.
@@ -98,6 +98,7 @@ class Inbox:
         """Close the file; a later use opens it again."""
         page, self._page = self._page, None
         self._words.release()
+        self._ids.release()
         if page is not None:
             page.close()
         if self._fd >= 0:
@@ -114,7 +115,7 @@ class Inbox:
         try:
             wait_for_lock(self._fd)
             word = words[_BOUNDS]
-            ids = self._next_ids(words, len(rows))
+            ids = self._next_ids(len(rows))
             records = b"".join(map(_record, ids, rows))
             at = word & _END
             end = at + len(records)
@@ -126,7 +127,7 @@ class Inbox:
             while written < len(records):
                 # A full disk takes a part, and refuses the rest with the next write.
                 written += os.pwrite(self._fd, records[written:], PAGE + at + written)
-            words[_LAST_ID] = ids[-1]
+            self._ids[_LAST_ID] = ids[-1]
             _set_bounds(words, word + len(records))
             if self._sync:
                 try:
@@ -141,16 +142,16 @@ class Inbox:
 
     def reserve(self, count: int) -> range:
         """Ids for operations that come from elsewhere. Raises InboxNew."""
-        with self._locked() as words:
-            ids = self._next_ids(words, count)
-            words[_LAST_ID] = ids[-1]
+        with self._locked():
+            ids = self._next_ids(count)
+            self._ids[_LAST_ID] = ids[-1]
             return ids
 
     def begin_after(self, last_id: int) -> bool:
         """Never give out this id or a lower one: the spool knows it. Whether the inbox is new."""
-        with self._locked() as words:
-            known = words[_LAST_ID]
-            words[_LAST_ID] = max(known, last_id, 1)
+        with self._locked():
+            known = self._ids[_LAST_ID]
+            self._ids[_LAST_ID] = max(known, last_id, 1)
             return not known
 
     def is_empty(self) -> bool:
@@ -181,8 +182,8 @@ class Inbox:
 
     def last_id(self) -> int:
         """The highest id that was given out. Raises InboxNew."""
-        with self._locked() as words:
-            last = words[_LAST_ID]
+        with self._locked():
+            last = self._ids[_LAST_ID]
         if not last:
             raise InboxNew
         return int(last)
@@ -227,8 +228,8 @@ class Inbox:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
         self._room = max(size, end + _LOOK_EVERY)
 
-    def _next_ids(self, words: memoryview, count: int) -> range:
-        last = words[_LAST_ID]
+    def _next_ids(self, count: int) -> range:
+        last = self._ids[_LAST_ID]
         if not last:
             raise InboxNew
         first = max(last + 1, int(self._clock() * 1_000_000))
@@ -266,7 +267,7 @@ class Inbox:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         page = mmap.mmap(self._fd, PAGE)
-        self._words = memoryview(page).cast("Q")
+        self._words, self._ids = memoryview(page).cast("Q"), memoryview(page).cast("q")
         self._page = page
         self._room = 0
         return self._words

@@ -133,3 +133,16 @@ def test_a_spool_that_was_emptied_is_missed(state_dir: Path, caplog: pytest.LogC
         assert "lost" in caplog.text
         assert spool.append("insert", "t", {"n": 3})
         assert_law(spool)
+
+
+def test_an_id_that_is_damaged_stops_nobody(state_dir: Path):
+    path = state_dir / "test.spool"
+    with closing(Spool.open(path)) as spool:
+        old = fill(spool, 2)
+        spool.fold()
+        with Path(f"{path}.inbox").open("r+b") as file:
+            file.seek(16)
+            file.write(b"\xff" * 8)
+        assert ids(spool) == old
+        assert spool.append("insert", "t", {"n": 3}) > old[-1]
+        assert_law(spool)
