@@ -79,8 +79,15 @@ def _stop(
         grace=settings.realtime.grace,
         quiet=settings.realtime.quiet,
     )
-    with render.progress("Stopping, and looking whether something comes back"):
-        report = stopping.apply()
+    try:
+        with render.progress("Stopping, and looking whether something comes back"):
+            report = stopping.apply()
+    except KeyboardInterrupt:
+        if record.entries():
+            render.say(
+                "What was stopped is recorded; to see it: helena stop-realtime --undo --dry-run"
+            )
+        raise
     if common.json:
         render.print_json(_document(items, report))
     else:

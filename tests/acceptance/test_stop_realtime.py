@@ -18,7 +18,7 @@ import pytest
 from helena_cli.host.processes import find
 from tests.commands import Program, Result
 from tests.hosts import wait_until
-from tests.realtime import SHELL, Process, Writers
+from tests.realtime import DEAF, SHELL, Process, Writers
 
 pytestmark = pytest.mark.acceptance
 
@@ -114,6 +114,17 @@ def test_with_json_it_asks_nothing_even_on_a_terminal(helena: Program, writers: 
     assert result.returncode == 5
     assert json.loads(result.stdout)["remaining"] == 1
     assert writer.poll() is None
+
+
+def test_an_interrupt_says_where_to_see_what_was_stopped_so_far(helena: Program, writers: Writers):
+    writers.writer("a", DEAF)
+    process = helena.start("stop-realtime", "--yes", HELENA_REALTIME_GRACE="60")
+    wait_until(record(helena).exists, "the record")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"helena stop-realtime --undo --dry-run" in errors
+    assert len(helena.json("stop-realtime", "--undo", "--dry-run")["found"]) == 1
 
 
 # What it does
