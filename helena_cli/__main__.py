@@ -4,7 +4,7 @@ import atexit
 import gc
 import sys
 
-#: New objects after which the interpreter looks for garbage; by default it is 700.
+#: New objects after which the interpreter looks for garbage: many times its default.
 YOUNG = 10_000
 
 
@@ -14,6 +14,7 @@ def main() -> None:
     # took a quarter of the time of a short command.
     gc.set_threshold(YOUNG)
     atexit.register(gc.freeze)
+    # Not before that: most of what is loaded comes with it.
     from helena_cli.cli import run
 
     sys.exit(run())

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -96,8 +97,8 @@ class Cycle:
         self.failure: Failure | None = None
         #: How many operations it has moved to the dead letters.
         self.dead = 0
-        #: Tables written since the last maintenance, with the bytes of the flushes they were in.
-        self.touched: dict[str, int] = {}
+        #: Tables written since the last maintenance, with the bytes of their operations.
+        self.touched: Counter[str] = Counter()
 
     def close(self) -> None:
         """End the thread that syncs."""
@@ -284,9 +285,8 @@ class Cycle:
             self._wait(table, waiting)
         self._release_children(outcome)
         spool.checkpoint()
-        size = sum(len(operation.data) for operation in batch.operations)
         for table in outcome.settled_tables:
-            self.touched[table] = self.touched.get(table, 0) + size
+            self.touched[table] += sum(len(o.data) for o in batch.operations if o.table == table)
         self._nonce = uuid.uuid4().hex
         self._limit = min(self.policy.max_size, self._limit * 2)
         self._retry_at, self._unknown, self._alone, self.failure = 0.0, 0, 0, None

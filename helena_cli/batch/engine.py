@@ -9,6 +9,7 @@ import os
 import platform
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -32,8 +33,8 @@ GRACE = 5.0
 #: Seconds between two signs of life; without one for 60 s `status` calls the flusher stale.
 HEARTBEAT = 5.0
 #: Pending lists are emptied so many seconds after the last time, or so many bytes of data. By
-#: default a list may hold 4 MB: an insert that finds it full has to fold it in, and who reads goes
-#: through all of it.
+#: default a list may hold 4 MB: an insert that finds it full has to fold it in, and every reader
+#: goes through all of it.
 MAINTENANCE_SECONDS = 60.0
 MAINTENANCE_BYTES = 2 * 1024 * 1024
 #: Operations of one call after which the caller pauses for so many seconds.
@@ -288,7 +289,7 @@ class Engine:
             or max(touched.values()) >= MAINTENANCE_BYTES
         ):
             self._maintained = now
-            self._cycle.touched = {}
+            self._cycle.touched = Counter()
             # Beside the flushes: a long list takes longer than they may wait. An interpreter that
             # is ending starts no thread, and has no need of it.
             with suppress(RuntimeError):

@@ -114,27 +114,25 @@ class Inbox:
         # Not `_locked`, which is the same: it would take a tenth of a caller's time.
         try:
             wait_for_lock(self._fd)
-            word = words[_BOUNDS]
+            start, end = _bounds(words)
             ids = self._next_ids(len(rows))
             records = b"".join(map(_record, ids, rows))
-            at = word & _END
-            end = at + len(records)
-            if end > LARGEST:
+            if end + len(records) > LARGEST:
                 raise InboxFull
-            if end > self._room:
-                self._look_for_room(end)
-            written = os.pwrite(self._fd, records, PAGE + at)
+            if end + len(records) > self._room:
+                self._look_for_room(end + len(records))
+            written = os.pwrite(self._fd, records, PAGE + end)
             while written < len(records):
                 # A full disk takes a part, and refuses the rest with the next write.
-                written += os.pwrite(self._fd, records[written:], PAGE + at + written)
+                written += os.pwrite(self._fd, records[written:], PAGE + end + written)
             self._ids[_LAST_ID] = ids[-1]
-            _set_bounds(words, word + len(records))
+            _set_bounds(words, start, end + len(records))
             if self._sync:
                 try:
                     self._put_on_disk()
                 except OSError:
                     # The caller is told that nothing was accepted.
-                    _set_bounds(words, word)
+                    _set_bounds(words, start, end)
                     raise
             return ids
         finally:
@@ -201,7 +199,7 @@ class Inbox:
         """Forget the records up to this end: SQLite has them."""
         with self._locked() as words:
             _, current = _bounds(words)
-            _set_bounds(words, 0 if current <= end else end << 32 | current)
+            _set_bounds(words, *((0, 0) if current <= end else (end, current)))
 
     def owner(self) -> str:
         """The id of the spool that the records were accepted for; empty in a new file."""
@@ -209,14 +207,14 @@ class Inbox:
 
     def belong_to(self, spool_id: str) -> None:
         """Say whose records these are from now on."""
-        with self._locked() as words:
-            owner = words[_OWNER]
+        # Let go of at the end: whoever closes on an interrupt could not unmap the page otherwise.
+        with self._locked() as words, words[_OWNER] as owner:
             name = spool_id.encode("ascii")[: owner.nbytes].ljust(owner.nbytes, b"\0")
             owner[:] = memoryview(name).cast("Q")
 
     def _put_on_disk(self) -> None:
-        if self._page is not None:
-            self._page.flush()
+        assert self._page
+        self._page.flush()
         put_on_disk(self._fd)
 
     def _look_for_room(self, end: int) -> None:
@@ -260,15 +258,19 @@ class Inbox:
                 pass
             self.close()
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._inode = os.fstat(self._fd).st_ino
         try:
-            wait_for_lock(self._fd)
-            self._begin()
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-        page = mmap.mmap(self._fd, PAGE)
-        self._words, self._ids = memoryview(page).cast("Q"), memoryview(page).cast("q")
-        self._page = page
+            self._inode = os.fstat(self._fd).st_ino
+            try:
+                wait_for_lock(self._fd)
+                self._begin()
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self._page = mmap.mmap(self._fd, PAGE)
+        except BaseException:
+            self.close()
+            raise
+        self._words = memoryview(self._page).cast("Q")
+        self._ids = memoryview(self._page).cast("q")
         self._room = 0
         return self._words
 
@@ -301,8 +303,8 @@ def _bounds(words: memoryview) -> tuple[int, int]:
     return word >> 32, word & _END
 
 
-def _set_bounds(words: memoryview, word: int) -> None:
-    words[_BOUNDS] = word
+def _set_bounds(words: memoryview, start: int, end: int) -> None:
+    words[_BOUNDS] = start << 32 | end
 
 
 def _record(identifier: int, row: Row) -> bytes:

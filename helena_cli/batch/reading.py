@@ -13,7 +13,7 @@ UPDATE_WITHOUT_KEY = "HL001"
 UNREADABLE = "HL005"
 UNDEFINED_COLUMN = "42703"
 
-#: Operations whose values are kept until their lines are made.
+#: Operations whose lines are made together, their values being kept until then.
 BLOCK = 250
 
 #: Sets of columns, in different orders, that a reader remembers.

@@ -40,6 +40,9 @@ CHECKPOINT_BYTES = 32 * 1024 * 1024
 #: The inbox is folded into the tables when it is larger than this, in bytes.
 INBOX_BYTES = 64 * 1024 * 1024
 
+#: How often an operation is put into an inbox that was taken away.
+TRIES = 3
+
 
 class SpoolFile:
     """One open spool file. Safe for threads; a lock makes its writers queue up.
@@ -93,12 +96,18 @@ class SpoolFile:
             try:
                 return self._inbox.append(rows)
             except (InboxFull, InboxNew):
-                self.transact(self._begin_inbox)
-                with translated(self.path):
-                    return self._inbox.append(rows)
+                return self._accept_anew(rows)
             except OSError as error:
                 with translated(self.path):
                     raise error
+
+    def _accept_anew(self, rows: Sequence[Row]) -> range:
+        for _ in range(TRIES):
+            self.transact(self._begin_inbox)
+            # It may be taken away again at once.
+            with translated(self.path), suppress(InboxNew):
+                return self._inbox.append(rows)
+        raise trouble.no_answer(self.path, "its inbox is taken away again and again")
 
     def new_ids(self, connection: sqlite3.Connection, count: int) -> range:
         """Ids for rows of this transaction.

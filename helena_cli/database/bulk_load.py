@@ -111,6 +111,7 @@ class BulkLoad:
         """The lines, many at a time; raises _Refused."""
         for start in range(0, len(rows), BLOCK):
             block = rows[start : start + BLOCK]
+            lines: Sequence[bytes | None]
             lines = [None if row.merged else row.first.line for row in block]
             if None in lines:
                 lines = text.lines([plan.values(self.reader, row) for row in block])

@@ -13,9 +13,8 @@ from operator import itemgetter
 import msgspec
 from msgspec import Raw
 
+from helena_cli.batch.reading import Values
 from helena_cli.batch.table import Column
-
-Values = Mapping[str, Raw]
 
 #: An array in PostgreSQL's spelling.
 _BRACES = bytes.maketrans(b"[]", b"{}")
@@ -43,13 +42,13 @@ class CopyText:
         ]
         self.names = [*(scalars if self._scalars else ()), *(name for name, _ in self._others)]
 
-    def lines(self, rows: Sequence[Values]) -> list[bytes | None]:
+    def lines(self, rows: Sequence[Values]) -> Sequence[bytes | None]:
         """A line for each row, None when one of its values has no text.
 
         To look through many rows at once costs a fraction of looking through each.
         """
         try:
-            return [*self._lines(rows)]
+            return self._lines(rows)
         except (_NoText, msgspec.DecodeError, UnicodeDecodeError):
             if len(rows) < 2:
                 return [None] * len(rows)
@@ -73,6 +72,7 @@ def _scalars(rows: Sequence[bytes]) -> list[bytes]:
     text = b"\t%b\t" % b"\t\n\t".join(rows)
     if b"\\" in text or b"{" in text or b"[" in text:
         if len(rows) == 1:
+            # A tab within an object comes back when its parts are joined.
             return [b"\t".join(map(_scalar, rows[0].split(b"\t")))]
         return [_scalars([row])[0] for row in rows]
     if b"\tnull\t" in text:
@@ -95,6 +95,7 @@ def _documents(values: list[Raw]) -> list[bytes]:
 def _arrays(values: list[Raw]) -> list[bytes]:
     text = b"\n".join(values)
     count = len(values)
+    # Each is one array, and there is no other bracket, not even in a string.
     if (
         (text.count(b"\n["), text.count(b"["), text.count(b"]")) == (count - 1, count, count)
         and text.startswith(b"[")

@@ -24,6 +24,9 @@ TRIES = 4
 #: Seconds before an index that belongs to somebody else is tried again.
 REFUSED_FOR = 3600.0
 
+#: Seconds before another try after one that failed: at full speed there are ten in a second.
+REST = 60.0
+
 # With the indexes of partitions: only they have pages. Nothing here opens a relation.
 _INDEXES = """\
 WITH RECURSIVE named AS (
@@ -58,16 +61,19 @@ class Maintenance:
         self._connection: Connection | None = None
         self._running = threading.Lock()
         self._closed = False
-        #: Index → when it was refused.
-        self._refused: dict[int, float] = {}
+        #: Index → when it is tried again.
+        self._left: dict[int, float] = {}
+        #: When a connection is tried again.
+        self._resting = 0.0
 
     def run(self, tables: Iterable[str]) -> None:
         """Empty the lists of all GIN indexes of these tables, as far as that is allowed."""
         with self._running:
-            if self._closed:
+            if self._closed or self._clock() < self._resting:
                 return
+            kept = self._connection is not None and not self._connection.closed
             try:
-                if self._connection is None or self._connection.closed:
+                if self._connection is None or not kept:
                     self._connection = self._connect()
                 for oid, name in self._indexes(self._connection, tables):
                     if self._closed:
@@ -76,6 +82,9 @@ class Maintenance:
             except (psycopg.Error, HelenaError) as error:
                 if not self._closed:
                     log.warning("the pending lists were not emptied: %s", error)
+                if not kept:
+                    # One that was kept may merely have been lost meanwhile.
+                    self._resting = self._clock() + REST
                 self._disconnect()
             finally:
                 # Who closed may have given up waiting.
@@ -112,11 +121,7 @@ class Maintenance:
         names = [[schema or None for schema, _, _ in parts], [name for _, _, name in parts]]
         found = connection.execute(_INDEXES, names, prepare=False).fetchall()
         now = self._clock()
-        return [
-            (oid, name)
-            for oid, name in found
-            if oid not in self._refused or now - self._refused[oid] >= REFUSED_FOR
-        ]
+        return [(oid, name) for oid, name in found if now >= self._left.get(oid, now)]
 
     def _clean(self, connection: Connection, oid: int, name: str) -> None:
         try:
@@ -126,7 +131,8 @@ class Maintenance:
                 raise
             connection.execute("ROLLBACK")
             if error.sqlstate == "42501":
-                self._refused[oid] = self._clock()
+                self._left[oid] = self._clock() + REFUSED_FOR
                 log.info("the pending list of %s belongs to somebody else: %s", name, error)
             elif error.sqlstate not in (LOCK_NOT_AVAILABLE, "40P01"):
+                self._left[oid] = self._clock() + REST
                 log.warning("the pending list of %s was not emptied: %s", name, error)

@@ -28,7 +28,10 @@ class Transaction:
     """A transaction on a connection in autocommit mode. Times in milliseconds."""
 
     def __init__(self, connection: Connection, busy: Callable[[], None] = lambda: None) -> None:
-        """`busy()` is called before each statement that takes long."""
+        """`busy()` is called when the server is about to work for long.
+
+        That is before a statement, and after the first block of a COPY.
+        """
         self._busy = busy
         self._cursor: psycopg.RawCursor[TupleRow] = psycopg.RawCursor(connection)
         self._later: list[str] = []
@@ -60,12 +63,13 @@ class Transaction:
     def copy(self, query: bytes, blocks: Iterable[bytes]) -> int:
         """Execute COPY FROM STDIN with these lines; how many rows it wrote."""
         self._catch_up()
+        rest = iter(blocks)
         with self._cursor.copy(query) as copy:
-            for number, block in enumerate(blocks):
+            copy.write(next(rest, b""))
+            # Only now has the server something to do meanwhile.
+            self._busy()
+            for block in rest:
                 copy.write(block)
-                if not number:
-                    # Not before the server has something to do: it waits for whoever is busy.
-                    self._busy()
         return self._cursor.rowcount
 
     def compose(self, query: sql.Composable) -> bytes:

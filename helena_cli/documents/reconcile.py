@@ -5,6 +5,7 @@ all come here, with more or fewer paths. Nothing here asks, prints or deletes.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,10 +151,10 @@ class _Run:
         *,
         events: bool,
     ) -> None:
-        """`events`: it was file events that named the paths."""
         self._settings = settings
         self._state = state
         self._outbox = outbox
+        #: Whether it was file events that named the paths.
         self._events = events
         self._allow_missing = options.get("allow_missing", False)
         self._stands = options.get("stands", lambda: True)
@@ -176,7 +177,7 @@ class _Run:
         root = Root(target.namespace, str(target.folder), target.key)
         known = self._known(target, documents)
         if not self._events:
-            self._note_unknown(target, known)
+            self._note_unknown(target, documents, known)
         living = sum(not document.deleted for document in known.values())
         unjudged = self._look(target, documents, known, lambda one: crew.read(root, one))
         crew.finish(root)
@@ -262,13 +263,17 @@ class _Run:
             known = self._state.documents(target.namespace)
         return known
 
-    def _note_unknown(self, target: Target, known: Mapping[str, Known]) -> None:
+    def _note_unknown(self, target: Target, documents: Filter, known: Mapping[str, Known]) -> None:
         """Note the paths that were named, but where nothing is or was."""
-        for path in target.within:
-            if path and _is_gone(target, path, known):
-                below = f"{document_id(target.namespace, escape(path))}/"
-                if not any(doc_id.startswith(below) for doc_id in known):
-                    self._note_folder(target, escape(path), _UNKNOWN)
+        gone = [path for path in target.within if path and _is_gone(target, path, known)]
+        names = sorted(known) if gone else []
+        for path in gone:
+            below = f"{document_id(target.namespace, escape(path))}/"
+            at = bisect_left(names, below)
+            was_folder = at < len(names) and names[at].startswith(below)
+            held_root = any(target.folder / path in Path(root).parents for root in target.others)
+            if not (was_folder or held_root or documents.ignores_any_part(path)):
+                self._note_folder(target, escape(path), _UNKNOWN)
 
     def _compare(self, target: Target, found: Found, known: dict[str, Known]) -> Candidate | None:
         """What has to be read to see whether it has changed; None for what surely has not."""
@@ -352,8 +357,16 @@ def _named(target: Target, documents: Filter) -> list[str] | None:
 
 def _is_gone(target: Target, path: str, known: Mapping[str, Known]) -> bool:
     """Whether nothing is there, and no document was."""
-    known_as = document_id(target.namespace, escape(path))
-    return known_as not in known and not os.path.lexists(target.folder / path)
+    if document_id(target.namespace, escape(path)) in known:
+        return False
+    try:
+        os.lstat(target.folder / path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        # It cannot be looked at: reading it says why.
+        pass
+    return False
 
 
 def _full(target: Target, path: str) -> str:

@@ -120,8 +120,8 @@ class Oracle:
                 _, table, data = operation(producer, n)
                 if table in ("fault_keys", "fault_heirs"):
                     last.setdefault(data["k"], {}).update(data)
-        wanted = {(k, r["n"], r.get("middle"), r.get("parent")) for k, r in last.items()}
-        assert {*self._host.sql(KEYS)} == wanted
+        wanted = [(k, r["n"], r.get("middle"), r.get("parent")) for k, r in last.items()]
+        _assert_same("keys", self._host.sql(KEYS), wanted)
         before: dict[int, int] = {}
         for k, n in self._host.sql("SELECT k, n FROM fault_history ORDER BY at"):
             assert before.get(k, -1) <= n, f"key {k}: {n} after {before[k]}"

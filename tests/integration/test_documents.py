@@ -1,6 +1,7 @@
 """Folders of documents end in a real database: what is new, what changed, what is missing."""
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -398,6 +399,36 @@ def test_a_path_whose_documents_are_marked_already_is_no_failure(world: World, n
         report = world.run(notes / "sub")
         assert (report.incomplete, report.failures) == (0, ())
     assert world.deleted() == {"notes:sub/b.md", "notes:sub/c.markdown"}
+
+
+def test_a_folder_that_went_with_the_root_inside_of_it_is_no_failure(world: World, notes: Path):
+    write(notes / "mid/inner/x.md", "# X\n")
+    world.run(notes / "mid/inner")
+    world.run(notes)
+    shutil.rmtree(notes / "mid")
+    report = world.run(notes / "mid")
+    assert (report.missing, report.incomplete, report.failures) == (1, 0, ())
+
+
+def test_a_path_that_cannot_be_looked_at_is_not_called_gone(
+    world: World, notes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    world.run(notes)
+    look = os.lstat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("hidden.md"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    assert world.run(notes / "sub/hidden.md").failures == ()
+
+
+def test_a_path_that_is_ignored_and_gone_is_no_failure(world: World, notes: Path):
+    world.run(notes)
+    report = world.run(notes / "node_modules/x.md")
+    assert (report.incomplete, report.failures) == (0, ())
 
 
 def many(folder: Path, count: int) -> list[Path]:

@@ -6,7 +6,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from helena_cli.database.maintenance import REFUSED_FOR, Maintenance
+from helena_cli.database.maintenance import REFUSED_FOR, REST, Maintenance
+from helena_cli.errors import DatabaseUnreachable
 from tests.writing import Desk
 
 pytestmark = pytest.mark.postgres
@@ -87,6 +88,21 @@ def test_an_index_of_somebody_else_is_asked_once_an_hour(
     assert pending(desk) > 0
     maintenance.close()
     desk.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_connection_that_cannot_be_made_is_tried_once_a_minute(caplog: pytest.LogCaptureFixture):
+    now, tries = [1000.0], []
+
+    def connect() -> psycopg.Connection[Any]:
+        tries.append(now[0])
+        raise DatabaseUnreachable("all connections are taken", remedy="")
+
+    maintenance = Maintenance(connect, clock=lambda: now[0])
+    for later in (0.0, 0.1, REST - 1, 1.0):
+        now[0] += later
+        maintenance.run(["t"])
+    assert len(tries) == len(caplog.records) == 2
+    maintenance.close()
 
 
 def test_maintenance_outlives_its_connection(desk: Desk):

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from helena_cli.batch import inbox
 from helena_cli.batch.cycle import Cycle, Policy
 from helena_cli.batch.flush import Batch, Outcome
+from helena_cli.batch.inbox import Inbox
 from helena_cli.batch.spool import Spool
-from helena_cli.errors import SpoolFull, SpoolUnavailable
+from helena_cli.errors import SpoolError, SpoolFull, SpoolUnavailable
 from tests.spools import assert_law, fill, ids
 from tests.unit.test_cycle import ScriptedWriter, write_all
 
@@ -146,3 +148,48 @@ def test_an_id_that_is_damaged_stops_nobody(state_dir: Path):
         assert ids(spool) == old
         assert spool.append("insert", "t", {"n": 3}) > old[-1]
         assert_law(spool)
+
+
+def test_an_inbox_that_is_taken_away_again_and_again_is_a_spool_that_does_not_answer(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = state_dir / "test.spool"
+    with closing(Spool.open(path)) as spool:
+        begin_after = Inbox.begin_after
+
+        def begin(self: Inbox, last_id: int) -> bool:
+            found = begin_after(self, last_id)
+            Path(f"{path}.inbox").unlink()
+            return found
+
+        spool.append("insert", "t", {"n": 1})
+        with monkeypatch.context() as patch:
+            patch.setattr(Inbox, "begin_after", begin)
+            Path(f"{path}.inbox").unlink()
+            with pytest.raises(SpoolError, match="again and again"):
+                spool.append("insert", "t", {"n": 2})
+        assert spool.append("insert", "t", {"n": 3})
+
+
+def test_an_error_while_an_inbox_is_marked_leaves_it_to_be_closed(tmp_path: Path):
+    inbox = Inbox(tmp_path / "inbox", sync=False, clock=time.time)
+    with pytest.raises(UnicodeEncodeError):
+        inbox.belong_to("é")
+    inbox.close()
+    assert inbox.owner() == ""
+    inbox.close()
+
+
+def test_an_inbox_that_cannot_be_begun_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    inbox = Inbox(tmp_path / "inbox", sync=False, clock=time.time)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="space"):
+            inbox.bounds()
+    assert len(os.listdir("/proc/self/fd")) == before
