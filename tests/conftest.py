@@ -212,7 +212,8 @@ def own_server() -> Iterator[Cluster]:
     binaries = embedded.binaries() or _installed_binaries()
     if binaries is None:
         pytest.skip("There are no PostgreSQL binaries for a server of this test's own.")
-    cluster = Cluster(binaries, tcp=True)
+    # Where files lie in memory, who is killed in the middle of a write leaves half of a page.
+    cluster = Cluster(binaries, tcp=True, settings={"full_page_writes": "on"})
     yield cluster
     cluster.close()
 
