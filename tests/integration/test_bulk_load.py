@@ -1,7 +1,7 @@
 """New rows in bulk: the same rows, dead letters and waiting lanes as without. Real PostgreSQL."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -566,3 +566,21 @@ def test_a_column_that_was_dropped_makes_dead_letters_and_not_other_columns(desk
         outcome = desk.flush()
     assert {sqlstate for _, sqlstate in dead(outcome)} == {"42703"}
     assert count(desk) == ROWS
+
+
+def test_there_is_time_for_other_work_once_the_server_has_its_first_lines(helena_dsn: str):
+    events: list[str] = []
+
+    def blocks() -> Iterator[bytes]:
+        for line in ("1\n", "2\n"):
+            events.append(line)
+            yield line.encode()
+
+    with psycopg.connect(helena_dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE t (k int)")
+        transaction = Transaction(connection, lambda: events.append("busy"))
+        transaction.begin(lock_timeout=0, statement_timeout=0, idle_timeout=0)
+        assert transaction.copy(b"COPY t FROM STDIN", blocks()) == 2
+        assert events == ["1\n", "busy", "2\n"]
+        assert transaction.copy(b"COPY t FROM STDIN", []) == 0
+        transaction.commit()
