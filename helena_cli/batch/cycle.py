@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from helena_cli.batch import histogram
-from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Waiting, Writer
+from helena_cli.batch.flush import Batch, FlushFailed, Outcome, Taken, Waiting, Writer
 from helena_cli.batch.histogram import Bin
 from helena_cli.batch.ledger import LONGEST_PAUSE, FlushRecord, Lane, Pressure
 from helena_cli.batch.operation import Operation
@@ -90,7 +90,7 @@ class Cycle:
         self._parents: dict[int, str] = {}
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="helena-disk")
         self._syncing: Future[None] | None = None
-        self._ahead: Future[Straight | None] | None = None
+        self._ahead: Future[Taken | None] | None = None
         # Whether the last flush succeeded.
         self._flowing = False
         self._introduced = False
@@ -113,7 +113,8 @@ class Cycle:
         settled = any([self._probe(lane, now) for lane in standing.waiting])
         if settled:
             standing = self._spool.standing()
-        pressure, taken = self._pressure(standing.pressure)
+        ahead = self._read_before()
+        pressure, taken = self._pressure(standing.pressure, ahead)
         due = pressure.urgent or flush_due(
             pressure.count,
             pressure.oldest_age,
@@ -121,18 +122,23 @@ class Cycle:
             interval=self.policy.interval,
         )
         if due or (force and pressure.count):
-            settled = self._flush(standing, taken=taken) or settled
+            settled = self._flush(taken or self._take(standing, ahead), standing) or settled
         return settled
 
-    def _pressure(self, pressure: Pressure) -> tuple[Pressure, Straight | None]:
+    def _read_before(self) -> Taken | None:
+        """What was read during the last flush; it may be of no use by now."""
+        ahead, self._ahead = self._ahead, None
+        return ahead.result() if ahead and not ahead.exception() else None
+
+    def _pressure(
+        self, pressure: Pressure, ahead: Taken | None
+    ) -> tuple[Pressure, Straight | None]:
         """What asks for a flush; with the operations where they need not go through the tables.
 
         `pressure` is that of the tables.
         """
-        ahead, self._ahead = self._ahead, None
-        known = ahead.result() if ahead and not ahead.exception() else None
         if not pressure.count:
-            taken = self._spool.straight(known, limit=self._limit, max_bytes=self.policy.max_bytes)
+            taken = self._spool.straight(ahead, limit=self._limit, max_bytes=self.policy.max_bytes)
             if taken is not None:
                 return taken.pressure(self._clock()), taken
         if pressure.count < self.policy.size:
@@ -149,35 +155,34 @@ class Cycle:
             return count > 0
         if lane.retry_at is not None and _is_early(now, lane.retry_at):
             return False
-        return self._flush(self._spool.standing(), lane)
+        operations = self._spool.take(
+            limit=self._limit, max_bytes=self.policy.max_bytes, lane=lane.table, fresh=False
+        )
+        return self._flush(Taken(tuple(operations)), self._spool.standing(), lane)
 
-    def _flush(
-        self, standing: Standing, lane: Lane | None = None, taken: Straight | None = None
-    ) -> bool:
-        spool = self._spool
-        operations: Sequence[Operation]
-        if taken is not None:
-            operations = taken.operations
-        else:
-            operations = spool.take(
-                limit=self._limit,
-                max_bytes=self.policy.max_bytes,
-                lane=None if lane is None else lane.table,
-                fresh=False,
-            )
+    def _take(self, standing: Standing, ahead: Taken | None) -> Taken:
+        """What is to be written of the tables."""
+        operations = self._spool.take(
+            limit=self._limit, max_bytes=self.policy.max_bytes, fresh=False, ahead=ahead
+        )
+        more = standing.pressure.count > len(operations)
+        return Taken(tuple(operations), more, ahead.readings if ahead else {})
+
+    def _flush(self, taken: Taken, standing: Standing, lane: Lane | None = None) -> bool:
+        operations = taken.operations
         if not any(operation.due for operation in operations):
             if lane is not None:
-                spool.resume(lane.table)
+                self._spool.resume(lane.table)
             return False
         batch = Batch(
             spool_id=standing.spool_id,
             target_id=standing.target_id,
-            operations=tuple(operations),
+            operations=operations,
             nonce=self._nonce,
             known_nonces=standing.known_nonces({operation.table for operation in operations}),
             probe=lane is not None,
             blame_rows=self._unknown >= self.policy.unknown_attempts,
-            ahead=taken.readings if taken else {},
+            ahead=taken.readings,
         )
         started = time.perf_counter()
         try:
@@ -193,7 +198,7 @@ class Cycle:
         self._succeeded(batch, outcome, time.perf_counter() - started, taken)
         return True
 
-    def _write(self, batch: Batch, taken: Straight | None) -> Outcome:
+    def _write(self, batch: Batch, taken: Taken) -> Outcome:
         """Write a batch. Raises FlushFailed."""
         try:
             early = self._is_smooth(batch)
@@ -239,13 +244,13 @@ class Cycle:
             done.set_result(None)
             return done
 
-    def _use_the_time(self, taken: Straight | None) -> None:
-        if taken is not None and taken.more and self._ahead is None:
+    def _use_the_time(self, taken: Taken) -> None:
+        if taken.more and self._ahead is None:
             # An interpreter that is ending starts no work beside, and has no need of it.
             with suppress(RuntimeError):
                 self._ahead = self._disk.submit(self._read_ahead, taken)
 
-    def _read_ahead(self, taken: Straight) -> Straight | None:
+    def _read_ahead(self, taken: Taken) -> Taken | None:
         """What comes after these operations, read against its tables. Nothing depends on it."""
         following = self._spool.read_ahead(
             taken, limit=self._limit, max_bytes=self.policy.max_bytes
@@ -263,9 +268,7 @@ class Cycle:
             self._spool.sync()
             self.dead += len(outcome.dead)
 
-    def _succeeded(
-        self, batch: Batch, outcome: Outcome, seconds: float, taken: Straight | None
-    ) -> None:
+    def _succeeded(self, batch: Batch, outcome: Outcome, seconds: float, taken: Taken) -> None:
         spool, committed = self._spool, self._clock()
         if batch.target_id is None:
             spool.learn_target(outcome.target_id)
@@ -277,7 +280,9 @@ class Cycle:
         settled = len(outcome.written) + len(outcome.coalesced) + len(outcome.skipped)
         flush = FlushRecord(committed, settled + len(outcome.dead), outcome.rows, seconds)
         delays = histogram.of_delays(committed, due, outcome)
-        if not (taken and self._settle_straight(taken, outcome, flush, delays)):
+        if not (
+            isinstance(taken, Straight) and self._settle_straight(taken, outcome, flush, delays)
+        ):
             put_back = {v.operation_id: self._hold_delay(due[v.operation_id]) for v in held}
             spool.settle(outcome, self._nonce, put_back)
             spool.record(flush, delays)

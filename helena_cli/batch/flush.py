@@ -10,6 +10,16 @@ from helena_cli.batch.reading import Reading
 from helena_cli.batch.verdict import Verdict
 
 
+class Taken(Struct, frozen=True):
+    """The oldest operations that could be written."""
+
+    operations: tuple[Operation, ...] = ()
+    #: Whether there are more than these.
+    more: bool = False
+    #: Lane → what `Writer.read_ahead` made of some of them.
+    readings: Mapping[str, Reading] = {}
+
+
 class Batch(Struct, frozen=True):
     """Operations for one transaction, and what the spool knows about its earlier ones."""
 

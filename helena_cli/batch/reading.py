@@ -98,10 +98,10 @@ class Reader:
 
         `ahead` is what `read_ahead` of this reader made of some of them.
         """
-        read = self._steps([operation for operation in operations if operation.id not in ahead])
+        read = self._steps([o for o in operations if not _is_read(o, ahead.get(o.id))])
         steps, dead = [], []
         for operation in operations:
-            step = ahead.get(operation.id) or read[operation.id]
+            step = read.get(operation.id) or ahead[operation.id]
             if isinstance(step, Step):
                 steps.append(step)
             elif operation.due:
@@ -173,6 +173,11 @@ class Reader:
             if key != step.key and not isinstance(value, Special):
                 found.add((key, value))
         return found
+
+
+def _is_read(operation: Operation, step: Step | Verdict | None) -> bool:
+    """Whether this is what came of the operation as it is now: it may have been put back since."""
+    return step.operation is operation if isinstance(step, Step) else step is not None
 
 
 def _unreadable(operation: Operation, error: Exception) -> Verdict:

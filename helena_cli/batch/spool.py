@@ -30,7 +30,7 @@ from helena_cli.batch import (
     standing,
     straight,
 )
-from helena_cli.batch.flush import Outcome, Waiting
+from helena_cli.batch.flush import Outcome, Taken, Waiting
 from helena_cli.batch.histogram import Bin
 from helena_cli.batch.inbox import Row
 from helena_cli.batch.ledger import (
@@ -215,24 +215,31 @@ class Spool:
     # Flushing: only the holder of the lease calls these
 
     def straight(
-        self, ahead: Straight | None = None, *, limit: int, max_bytes: int
+        self, ahead: Taken | None = None, *, limit: int, max_bytes: int
     ) -> Straight | None:
         """The oldest operations of the inbox, when they may be written from there.
 
         None when they have to go through the tables: then fold them. `ahead` comes from
         `read_ahead`.
         """
+        known = ahead if isinstance(ahead, Straight) else None
         return self._file.look(
             lambda connection, inbox: straight.look(
-                connection, inbox, ahead, limit=limit, max_bytes=max_bytes
+                connection, inbox, known, limit=limit, max_bytes=max_bytes
             )
         )
 
-    def read_ahead(self, after: Straight, *, limit: int, max_bytes: int) -> Straight | None:
-        """What follows in the inbox, while another thread writes what comes before."""
-        return self._file.peek(
-            lambda inbox: straight.read(inbox, after.end, limit=limit, max_bytes=max_bytes)
-        )
+    def read_ahead(self, taken: Taken, *, limit: int, max_bytes: int) -> Taken | None:
+        """What follows, in the inbox or in the tables, while another thread writes these."""
+        if isinstance(taken, Straight):
+            end = taken.end
+            return self._file.peek(
+                lambda inbox: straight.read(inbox, end, limit=limit, max_bytes=max_bytes)
+            )
+        # What was put back is taken whatever its id, and says nothing about how far it has come.
+        last = max((o.id for o in taken.operations if o.held_since is None), default=0)
+        look = partial(queued.follow, after=last, limit=limit, max_bytes=max_bytes)
+        return Taken(tuple(self._file.read(look, fresh=False)))
 
     def settle_straight(
         self,
@@ -264,15 +271,23 @@ class Spool:
         return self._file.read(lambda connection: ledger.pressure(connection, now), fresh=fresh)
 
     def take(
-        self, *, limit: int, max_bytes: int, lane: str | None = None, fresh: bool = True
+        self,
+        *,
+        limit: int,
+        max_bytes: int,
+        lane: str | None = None,
+        fresh: bool = True,
+        ahead: Taken | None = None,
     ) -> list[Operation]:
         """The oldest operations that fit into one flush, by id, and all held ones of their tables.
 
         Of every lane that flows, or of the one named `lane` although it waits; without `fresh` only
-        of what is in the tables, which is older than what is not.
+        of what is in the tables, which is older than what is not. `ahead` comes from `read_ahead`.
         """
-        now = self._clock()
-        look = partial(queued.take, limit=limit, max_bytes=max_bytes, lane=lane, now=now)
+        now, known = self._clock(), ahead.operations if ahead else ()
+        look = partial(
+            queued.take, limit=limit, max_bytes=max_bytes, lane=lane, now=now, known=known
+        )
         return self._file.read(look, fresh=fresh)
 
     def standing(self) -> Standing:

@@ -37,8 +37,13 @@ BUSY_TIMEOUT = 30.0
 #: The write-ahead log is folded into the file when it is larger than this, in bytes.
 CHECKPOINT_BYTES = 32 * 1024 * 1024
 
-#: The inbox is folded into the tables when it is larger than this, in bytes.
+#: What waits in the inbox is folded into the tables when it is larger than this, in bytes.
 INBOX_BYTES = 64 * 1024 * 1024
+
+#: The file of the inbox begins anew when it is larger than that, and little waits in it; at the
+#: latest with so many bytes.
+LITTLE = 4 * 1024 * 1024
+LARGEST_INBOX = 4 * INBOX_BYTES
 
 #: How often an operation is put into an inbox that was taken away.
 TRIES = 3
@@ -166,16 +171,19 @@ class SpoolFile:
     def tidy(self) -> None:
         """Bring the inbox into the tables when it has grown large: it begins anew when it is empty.
 
-        A producer that is faster than the flusher would make it grow for ever.
+        A producer that never pauses would make it grow for ever.
         """
-        with self._lock:
-            if self.fresh_bytes() > INBOX_BYTES:
+        with self._lock, translated(self.path):
+            start, end = self._inbox.bounds()
+            waiting = end - start
+            if (end > INBOX_BYTES and not LITTLE < waiting <= INBOX_BYTES) or end > LARGEST_INBOX:
                 self.read(lambda _: None)
 
     def fresh_bytes(self) -> int:
-        """How large the inbox is."""
+        """How much waits in the inbox."""
         with self._lock, translated(self.path):
-            return self._inbox.bounds()[1]
+            start, end = self._inbox.bounds()
+            return end - start
 
     def last_id(self) -> int:
         """The highest id that was given out."""

@@ -9,33 +9,23 @@ Functions behind the gate, so that nobody folds these records meanwhile; `Spool`
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
-
-from msgspec import Struct
 
 from helena_cli.batch import identity, lanes
-from helena_cli.batch.flush import Outcome
+from helena_cli.batch.flush import Outcome, Taken
 from helena_cli.batch.inbox import Inbox
 from helena_cli.batch.ledger import Pressure
-from helena_cli.batch.operation import Operation
-from helena_cli.batch.reading import Reading
 
 #: Bytes that are read for each operation wanted: most are smaller.
 GUESS = 1024
 
 
-class Straight(Struct, frozen=True):
+class Straight(Taken, frozen=True):
     """The oldest operations of the inbox, where they begin, and where the next one does."""
 
-    operations: tuple[Operation, ...] = ()
     start: int = 0
     end: int = 0
-    #: Whether it holds more than these.
-    more: bool = False
     #: The last operation that somebody waits for.
     asked: int = 0
-    #: Lane → what `Writer.read_ahead` made of some of them.
-    readings: Mapping[str, Reading] = {}
 
     def pressure(self, now: float) -> Pressure:
         """What asks for a flush of these."""
@@ -53,11 +43,12 @@ def read(inbox: Inbox, start: int, *, limit: int, max_bytes: int) -> Straight | 
     """
     _, end = inbox.bounds()
     if end <= start or limit <= 0 or max_bytes <= 0:
-        return Straight((), start, start, end > start)
+        return Straight((), end > start, start=start, end=start)
     content = inbox.read(start, end, limit=min(max_bytes, max(limit, 64) * GUESS), count=limit)
     if content.damaged:
         return None
-    return Straight(tuple(content.operations), start, content.end, content.end < end)
+    more = content.end < end
+    return Straight(tuple(content.operations), more, start=start, end=content.end)
 
 
 def look(
@@ -81,7 +72,7 @@ def look(
     rest = read(inbox, at, limit=limit - len(known), max_bytes=max_bytes - (at - start))
     if rest is not None and known and rest.end - start > max_bytes:
         # A single one is read whatever its size.
-        rest = Straight((), at, at, more=True)
+        rest = Straight((), more=True, start=at, end=at)
     if rest is None or inbox.owner() != identity.spool_id(connection):
         return None
     operations = known + rest.operations
@@ -93,7 +84,9 @@ def look(
     if not _busy_tables(connection).isdisjoint(_bare(operation.table) for operation in operations):
         return None
     readings = ahead.readings if ahead and known else {}
-    return Straight(operations, start, rest.end, rest.more, int(asked or 0), readings)
+    return Straight(
+        operations, rest.more, readings, start=start, end=rest.end, asked=int(asked or 0)
+    )
 
 
 def _is_current(ahead: Straight, inbox: Inbox, start: int, limit: int) -> bool:

@@ -120,6 +120,17 @@ def test_lines_that_were_read_ahead_are_loaded(desk: Desk, copies: Copies):
     assert desk.one("SELECT count(*) FROM t WHERE v = 2") == 2 * ROWS
 
 
+def test_what_was_put_back_since_it_was_read_ahead_is_read_as_it_is_now(desk: Desk):
+    desk.sql(T)
+    add_many(desk, 1)
+    desk.flush()
+    again = desk.add("insert", "t", k=0, v=2)
+    reading = desk.writer.read_ahead(list(desk.pending.values()))
+    desk.put_back(again, due=False)
+    assert desk.flush(ahead=reading).written == ()
+    assert desk.one("SELECT v FROM t WHERE k = 0") != 2
+
+
 @pytest.mark.parametrize("spelling", ["1010", " 1010", "0x3F2"])
 def test_a_row_in_a_table_that_inherits_is_updated_however_a_key_is_spelled(
     desk: Desk, spelling: str

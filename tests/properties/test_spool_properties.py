@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import Struct
 
-from helena_cli.batch.flush import Outcome, Waiting
+from helena_cli.batch.flush import Outcome, Taken, Waiting
 from helena_cli.batch.ledger import FlushRecord
 from helena_cli.batch.operation import encode
 from helena_cli.batch.spool import MIB, Spool
@@ -54,6 +54,7 @@ class SpoolModel(RuleBasedStateMachine):
         self.waiting: dict[str, str] = {}
         self.written = self.coalesced = self.dropped = self.accepted = 0
         self.last_id = 0
+        self.ahead: Taken | None = None
         self.through: int | None = None
 
     @initialize()
@@ -135,7 +136,10 @@ class SpoolModel(RuleBasedStateMachine):
                     break
                 expected.append(number)
         expected += [i for i, known in self.flowing().items() if known.held_since is not None]
-        taken = self.spools[n].take(limit=limit, max_bytes=room)
+        taken = self.spools[n].take(limit=limit, max_bytes=room, ahead=self.ahead)
+        # Whatever happens before the next one, it is worth as much as reading anew.
+        given = Taken(tuple(taken))
+        self.ahead = self.spools[1 - n].read_ahead(given, limit=limit, max_bytes=room)
         assert [operation.id for operation in taken] == sorted(expected)
         for operation in taken:
             known = self.queued[operation.id]

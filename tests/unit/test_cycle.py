@@ -457,6 +457,35 @@ def test_what_is_read_ahead_is_written_next_together_with_what_came_later(
     assert writer.ahead[:2] == ids[4:6]
 
 
+def test_what_is_read_ahead_of_the_tables_is_written_next(
+    spool: Spool, make_cycle: MakeCycle
+) -> None:
+    cycle, writer = make_cycle(write_all, size=4, max_size=4)
+    ids = add(spool, 10)
+    spool.fold()
+    while cycle.turn(force=True):
+        pass
+    assert sent(writer) == [ids[:4], ids[4:8], ids[8:]]
+    assert writer.ahead == ids[4:]
+
+
+def test_what_was_read_ahead_and_given_up_since_is_not_written(
+    spool: Spool, make_cycle: MakeCycle
+) -> None:
+    def give_up(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+        assert cycle._ahead
+        cycle._ahead.result()
+        spool.bury([Verdict(ids[5], "23505", "by hand")])
+        return write_all(batch, hold)
+
+    cycle, writer = make_cycle(give_up, write_all, size=4, max_size=4)
+    ids = add(spool, 10)
+    spool.fold()
+    while cycle.turn(force=True):
+        pass
+    assert sent(writer) == [ids[:4], [ids[4], *ids[6:9]], ids[9:]]
+
+
 def test_what_is_read_ahead_does_not_survive_a_failure(spool: Spool, make_cycle: MakeCycle) -> None:
     cycle, writer = make_cycle(fail(), write_all, size=4, max_size=4)
     ids = add(spool, 6)

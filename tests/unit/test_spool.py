@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from helena_cli.batch import identity
-from helena_cli.batch.flush import Outcome, Waiting
+from helena_cli.batch.flush import Outcome, Taken, Waiting
 from helena_cli.batch.ledger import Flusher, FlushRecord
 from helena_cli.batch.spool import CHUNK, MIB, Spool
 from helena_cli.batch.spoolfile import SpoolFile
@@ -488,6 +488,48 @@ def test_waiting_lane_is_left_out_unless_it_is_asked_for(spool):
     assert [o.id for o in spool.take(limit=10, max_bytes=BIG)] == flowing
     assert {o.table for o in spool.take(limit=10, max_bytes=BIG, lane="stuck")} == {"stuck"}
     assert spool.take(limit=10, max_bytes=BIG, lane="unknown") == []
+
+
+def take_after(spool: Spool, count: int, *, limit: int) -> Taken:
+    """The first ones are taken and settled, and the next ones were read ahead meanwhile."""
+    taken = Taken(tuple(spool.take(limit=count, max_bytes=BIG)))
+    following = spool.read_ahead(taken, limit=limit, max_bytes=BIG)
+    settle(spool, [o.id for o in taken.operations if o.held_since is None])
+    assert following is not None
+    return following
+
+
+def test_what_was_read_ahead_is_not_read_again(spool):
+    numbers = fill(spool, 10)
+    ahead = take_after(spool, 4, limit=4)
+    taken = spool.take(limit=5, max_bytes=BIG, ahead=ahead)
+    assert [o.id for o in taken] == numbers[4:9]
+    assert all(one is other for one, other in zip(taken, ahead.operations, strict=False))
+
+
+def test_what_was_read_ahead_passes_over_what_is_put_back_further_on(spool):
+    numbers = fill(spool, 10)
+    settle(spool, held={numbers[7]: 10.0})
+    ahead = take_after(spool, 4, limit=3)
+    assert [o.id for o in ahead.operations] == [*numbers[4:7]]
+    taken = spool.take(limit=3, max_bytes=BIG, ahead=ahead)
+    assert [o.id for o in taken] == numbers[4:8]
+
+
+def test_what_was_read_ahead_and_put_back_since_is_taken_as_it_is_now(spool, clock):
+    numbers = fill(spool, 10)
+    ahead = take_after(spool, 4, limit=3)
+    settle(spool, held={numbers[5]: 10.0})
+    taken = spool.take(limit=3, max_bytes=BIG, ahead=ahead)
+    assert [o.id for o in taken] == numbers[4:8]
+    assert [o.held_since for o in taken] == [None, clock.now, None, None]
+
+
+def test_no_more_of_what_was_read_ahead_is_taken_than_fits(spool):
+    numbers = fill(spool, 10)
+    ahead = take_after(spool, 4, limit=6)
+    assert [o.id for o in spool.take(limit=2, max_bytes=BIG, ahead=ahead)] == numbers[4:6]
+    assert [o.id for o in spool.take(limit=6, max_bytes=20, ahead=ahead)] == numbers[4:6]
 
 
 def test_lane_says_why_it_waits_since_when_and_how_often_it_was_tried(spool, clock):

@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from helena_cli.batch import spoolfile
+from helena_cli.batch.flush import Outcome
 from helena_cli.batch.inbox import PAGE
+from helena_cli.batch.ledger import FlushRecord
 from helena_cli.batch.spool import Spool
 from helena_cli.errors import InvalidOperation
 from tests.spools import Clock, assert_law, fill, ids, settle
+
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -162,6 +167,52 @@ def test_settling_does_not_wait_for_what_was_accepted_later(spool):
     settle(spool, [operation.id for operation in taken])
     assert ids(spool) == [later]
     assert later > numbers[-1]
+
+
+def write_first(spool: Spool, count: int) -> None:
+    """As a flush that writes the oldest straight from the inbox."""
+    taken = spool.straight(limit=count, max_bytes=MIB)
+    assert taken is not None
+    numbers = tuple(operation.id for operation in taken.operations)
+    outcome = Outcome("target", written=numbers, settled_tables=frozenset("t"))
+    flush = FlushRecord(0.0, len(numbers), len(numbers), 0.1)
+    assert spool.settle_straight(taken, outcome, "n", flush, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "written", "folded"),
+    [(90, 0, False), (90, 60, False), (120, 80, False), (120, 110, True), (110, 0, True)],
+)
+def test_the_inbox_begins_anew_when_it_is_large_and_little_waits_or_too_much(
+    spool, monkeypatch, given, written, folded
+):
+    spool.append("insert", "t", {"a": 1000})
+    one = spool._file.fresh_bytes()
+    write_first(spool, 1)
+    monkeypatch.setattr(spoolfile, "INBOX_BYTES", 100 * one)
+    monkeypatch.setattr(spoolfile, "LITTLE", 20 * one)
+    spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(given))
+    if written:
+        write_first(spool, written)
+    spool.checkpoint()
+    assert (spool._file.fresh_bytes() == 0) is folded
+    assert len(ids(spool)) == given - written
+
+
+def test_the_inbox_begins_anew_at_the_latest_when_it_is_very_large(spool, monkeypatch):
+    spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(50))
+    one = spool._file.fresh_bytes() // 50
+    monkeypatch.setattr(spoolfile, "INBOX_BYTES", 60 * one)
+    monkeypatch.setattr(spoolfile, "LITTLE", one)
+    for _ in range(4):
+        spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(50))
+        write_first(spool, 50)
+        spool.checkpoint()
+        assert spool._file.fresh_bytes() == 50 * one
+    monkeypatch.setattr(spoolfile, "LARGEST_INBOX", 240 * one)
+    spool.checkpoint()
+    assert spool._file.fresh_bytes() == 0
+    assert len(ids(spool)) == 50
 
 
 def test_name_of_a_table_may_not_be_endless(spool):
