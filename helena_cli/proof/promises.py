@@ -14,7 +14,7 @@ from helena_cli.errors import HelenaError
 from helena_cli.proof.race import Figures
 from helena_cli.proof.step import Step
 from helena_cli.proof.steps import FILES
-from helena_cli.proof.trial import Trial
+from helena_cli.proof.trial import WAIT, Trial
 from helena_cli.settings import CheckSettings
 
 #: Operations that are queued to see what they cost in memory, and the bytes allowed for them.
@@ -64,7 +64,8 @@ class Lone:
 
     def wait(self) -> float | None:
         """Seconds from acceptance to commit; None when it never came."""
-        self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(WAIT)
         return self._seconds
 
     def _run(self) -> None:

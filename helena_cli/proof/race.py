@@ -4,7 +4,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from helena_cli.errors import HelenaError
 from helena_cli.proof.steps import DOCUMENTS
-from helena_cli.proof.trial import Trial
+from helena_cli.proof.trial import WAIT, Trial
 
 #: Real-time writers at one time.
 WRITERS = 4
@@ -127,7 +127,11 @@ def _in_threads(
 
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="helena-test") as threads:
         try:
-            list(threads.map(work, [rows[n::WRITERS] for n in range(WRITERS)]))
+            writing = {threads.submit(work, rows[n::WRITERS]) for n in range(WRITERS)}
+            while writing:
+                done, writing = wait(writing, WAIT, FIRST_EXCEPTION)
+                for one in done:
+                    one.result()
         finally:
             stop.set()
 

@@ -35,6 +35,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+#: Whoever waits for a thread of a trial does it for so many seconds at a time: of an interrupt that
+#: comes right before a wait the interpreter learns after it.
+WAIT = 0.2
+
 #: What ends a trial, from the keyboard, by another process or with the terminal.
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
