@@ -353,7 +353,7 @@ class Spool:
 
         It is not settled before that.
         """
-        self._file.transact(lanes.hurry)
+        self._file.transact(lanes.hurry, fresh=False)
 
     def expire_lane(self, table: str, sqlstate: str | None, reason: str) -> int:
         """Give up on a lane: all of its operations become dead letters. Returns how many."""

@@ -148,8 +148,7 @@ class _Run:
             if not self._dry_run:
                 # Whoever has mended a table wants to see that, and not the next try in a minute.
                 self._runtime.spool.hurry()
-                waiting = render.many(self._runtime.spool.queue().total, "operation")
-                with render.progress(f"Writing {waiting}"):
+                with render.progress("Writing what is queued"):
                     self._runtime.drain()
         except DatabaseUnreachable:
             self._unreachable = True

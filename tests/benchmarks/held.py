@@ -1,4 +1,4 @@
-"""Rows into a document table which holds many already: plain COPY, and Helena."""
+"""Many rows into a document table, empty or not: plain COPY, and Helena with its own settings."""
 
 import statistics
 from typing import Any
@@ -6,10 +6,16 @@ from typing import Any
 import psycopg
 
 from tests.benchmarks import operations, server
-from tests.benchmarks.operations import COLUMNS, NAMES, TABLE
+from tests.benchmarks.operations import COLUMNS, NAMES, OWN, TABLE, Way
 
-#: The ways that are compared.
-WAYS = ("plain COPY", "Helena, add_operation", "Helena, add_operations", "Helena, queued before")
+#: The ways that are compared, and the rows to a transaction.
+WAYS: dict[str, tuple[Way, int]] = {
+    "plain COPY of 1,000": (operations.plain_copy, 1000),
+    "plain COPY of 5,000": (operations.plain_copy, 5000),
+    "Helena, add_operation": (operations.helena_one_by_one, OWN),
+    "Helena, add_operations": (operations.helena_bulk, OWN),
+    "Helena, queued before": (operations.helena_flusher, OWN),
+}
 
 #: Column → the expression that makes of `n` what `operations.make_row` makes of it.
 _EXPRESSIONS = {
@@ -48,7 +54,7 @@ def settle(connection: psycopg.Connection[Any]) -> None:
     connection.execute("CHECKPOINT")
 
 
-def measure(admin: str, held: int, count: int, batch: int, runs: int) -> dict[str, float]:
+def measure(admin: str, held: int, count: int, runs: int) -> dict[str, float]:
     """Rows per second of each way, the median of `runs` rounds; each writes rows of its own.
 
     Give enough of them: a GIN index first puts some ten thousand into a list, which costs little,
@@ -59,8 +65,10 @@ def measure(admin: str, held: int, count: int, batch: int, runs: int) -> dict[st
     with server.database(admin) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         fill(connection, held)
         for _ in range(runs):
-            for name in WAYS:
-                way, _ = operations.WAYS[name]
+            for name, (way, batch) in WAYS.items():
+                if not held:
+                    connection.execute(f"TRUNCATE {TABLE} CASCADE".encode())
+                    total = 0
                 rows = operations.make_rows(count, total)
                 settle(connection)
                 rates[name].append(count / operations.seconds(way, dsn, rows, batch))

@@ -18,6 +18,9 @@ Row = dict[str, Any]
 #: Writes rows in batches; the seconds that count, None when all of it does.
 Way = Callable[[str, Sequence[Row], int], float | None]
 
+#: As many operations to a flush as the settings allow when nothing is set.
+OWN = 0
+
 TABLE = "es_document_references"
 COLUMNS = (
     *("es_index", "es_doc_id", "doc_type", "issuer", "filename", "file_size", "sha256"),
@@ -140,7 +143,8 @@ def helena_flusher(dsn: str, rows: Sequence[Row], batch: int) -> float:
 @contextlib.contextmanager
 def _runtime(dsn: str, batch: int) -> Iterator[Runtime]:
     """A runtime whose flushes have exactly this size."""
-    size = {"HELENA_BATCH_SIZE": str(batch), "HELENA_BATCH_MAX_SIZE": str(batch)}
+    keys = ("HELENA_BATCH_SIZE", "HELENA_BATCH_MAX_SIZE") if batch else ()
+    size = dict.fromkeys(keys, str(batch))
     with server.settings(dsn, **size) as settings, Runtime(settings) as runtime:
         yield runtime
 
