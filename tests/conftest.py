@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from helena_cli.database import embedded, schema
@@ -172,10 +171,6 @@ def _create(admin: psycopg.Connection, template: str) -> str:
     return name
 
 
-def _drop(admin: psycopg.Connection, name: str) -> None:
-    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
 @pytest.fixture(scope="session")
 def _template(postgres: str, _admin: psycopg.Connection) -> Iterator[str]:
     """A database with Helena's tables, to copy: far faster than making them for each test."""
@@ -183,7 +178,7 @@ def _template(postgres: str, _admin: psycopg.Connection) -> Iterator[str]:
     with psycopg.connect(make_conninfo(postgres, dbname=name), autocommit=True) as connection:
         schema.initialise(connection)
     yield name
-    _drop(_admin, name)
+    databases.drop(_admin, name)
 
 
 @pytest.fixture
@@ -191,7 +186,7 @@ def dsn(postgres: str, _admin: psycopg.Connection) -> Iterator[str]:
     """A fresh and empty database."""
     name = _create(_admin, "template0")
     yield make_conninfo(postgres, dbname=name)
-    _drop(_admin, name)
+    databases.drop(_admin, name)
 
 
 @pytest.fixture
@@ -203,7 +198,7 @@ def helena_dsn(postgres: str, _admin: psycopg.Connection, _template: str) -> Ite
         # A copy of the template is another database, and must not be taken for the same.
         connection.execute("UPDATE helena.meta SET id = gen_random_uuid()")
     yield conninfo
-    _drop(_admin, name)
+    databases.drop(_admin, name)
 
 
 @pytest.fixture

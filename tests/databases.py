@@ -1,5 +1,6 @@
 """Databases of the tests' own, made the quickest way."""
 
+import time
 from typing import Any
 
 import psycopg
@@ -10,6 +11,8 @@ QUICK = (
     "SELECT current_setting('fsync') = 'off'"
     " AND current_setting('server_version_num')::int >= 150000"
 )
+
+LEFT = "SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = %s"
 
 
 def create(
@@ -28,3 +31,13 @@ def create(
     if admin.execute(QUICK).fetchone() == (True,):
         statement += sql.SQL(" STRATEGY FILE_COPY")
     admin.execute(statement)
+
+
+def drop(admin: psycopg.Connection[Any], name: str) -> None:
+    """Drop a database, whoever is connected to it."""
+    for _ in range(20):
+        # For a backend that is just ending DROP DATABASE would sleep a tenth of a second.
+        if admin.execute(LEFT, [name]).fetchone() == (True,):
+            break
+        time.sleep(0.002)
+    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
