@@ -30,7 +30,7 @@ def fold(connection: sqlite3.Connection, inbox: Inbox, start: int, end: int) -> 
 
     After a death between commit and release they come again, and are known by their ids.
     """
-    (folded,) = connection.execute("SELECT folded_id FROM counters").fetchone()
+    last = folded(connection)
     strangers = inbox.owner() not in ("", identity.spool_id(connection))
     while start < end:
         content = inbox.read(start, end, limit=SLICE)
@@ -38,15 +38,20 @@ def fold(connection: sqlite3.Connection, inbox: Inbox, start: int, end: int) -> 
         if content.damaged:
             log.error("the inbox of the spool is damaged; some operations are lost")
             connection.execute("UPDATE counters SET lost = lost + 1")
-        operations = [operation for operation in content.operations if operation.id > folded]
+        operations = [operation for operation in content.operations if operation.id > last]
         if operations:
-            folded = operations[-1].id
+            last = operations[-1].id
             if strangers:
                 _bury(connection, operations)
             else:
                 insert(connection, operations)
-    connection.execute("UPDATE counters SET folded_id = max(folded_id, ?)", (folded,))
+    connection.execute("UPDATE counters SET folded_id = max(folded_id, ?)", (last,))
     return end
+
+
+def folded(connection: sqlite3.Connection) -> int:
+    """The last id that is in the tables, or done with: records up to it do not count any more."""
+    return int(connection.execute("SELECT folded_id FROM counters").fetchone()[0])
 
 
 def insert(connection: sqlite3.Connection, operations: Sequence[Operation]) -> None:

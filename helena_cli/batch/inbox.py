@@ -15,23 +15,21 @@ import fcntl
 import logging
 import mmap
 import os
-import struct
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
+from helena_cli.batch import record
 from helena_cli.batch.gate import wait_for_lock
-from helena_cli.batch.operation import KINDS, Kind, Operation
+from helena_cli.batch.operation import Operation
+from helena_cli.batch.record import Row
+from helena_cli.batch.tally import Tally
 
 log = logging.getLogger(__name__)
-
-#: Kind, table and encoded data of an operation.
-Row = tuple[Kind, str, bytes]
 
 #: Bytes before the first record.
 PAGE = 4096
@@ -40,12 +38,6 @@ PAGE = 4096
 _BOUNDS, _LAST_ID, _OWNER = 1, 2, slice(3, 7)
 _MAGIC = b"helena 1"
 
-#: A record: the checksum of the rest; id, kind, lengths of table and data; table; data.
-_CHECKSUM = struct.Struct("<I")
-_FIELDS = struct.Struct("<qBHI")
-_RECORD = struct.Struct("<IqBHI")
-_HEAD = _RECORD.size
-
 #: Seconds after a look at the path in which it is enough that the file has not been deleted: that
 #: costs half as much. What comes into a file that was moved a moment ago is moved with it.
 LOOK = 0.0002
@@ -53,6 +45,9 @@ LOOK = 0.0002
 #: The bounds are 32 bits wide each, the end in the lower half.
 _END = 2**32 - 1
 LARGEST = _END - PAGE
+
+#: Bytes of records that are counted at once.
+SLICE = 1024 * 1024
 
 #: Bytes that a growing inbox leaves free on its disk: without room for a few pages of its own
 #: SQLite could not note what was written, and a disk that the inbox has filled would stay full.
@@ -116,7 +111,7 @@ class Inbox:
             wait_for_lock(self._fd)
             start, end = _bounds(words)
             ids = self._next_ids(len(rows))
-            records = b"".join(map(_record, ids, rows))
+            records = b"".join(map(record.encode, ids, rows))
             if end + len(records) > LARGEST:
                 raise InboxFull
             if end + len(records) > self._room:
@@ -168,11 +163,11 @@ class Inbox:
         """The records from `start` on: `count` or about `limit` bytes of them, and at least one."""
         size = min(end - start, limit)
         content = os.pread(self._fd, size, PAGE + start)
-        operations, length = _parse(content, count)
+        operations, length = record.parse(content, count)
         if not operations and size < end - start:
             # The first one is larger than that.
-            size = min(end - start, _length(content))
-            operations, length = _parse(os.pread(self._fd, size, PAGE + start), count)
+            size = min(end - start, record.length(content))
+            operations, length = record.parse(os.pread(self._fd, size, PAGE + start), count)
         if length == size or len(operations) == count or (operations and size < end - start):
             return Content(operations, start + length, damaged=False)
         # Where a record should begin and none does, nobody knows where the next one begins.
@@ -192,8 +187,19 @@ class Inbox:
             start, end = _bounds(words)
             if start >= end:
                 return None
-            head = os.pread(self._fd, _HEAD, PAGE + start)
-        return int(_FIELDS.unpack_from(head, _CHECKSUM.size)[0])
+            head = os.pread(self._fd, record.HEAD, PAGE + start)
+        return record.identifier(head)
+
+    def tally(self, after: int) -> Tally | None:
+        """Count the operations past this id; None when something is damaged."""
+        at, end = self.bounds()
+        found = Tally(size=end - at)
+        while at < end:
+            length = record.count(os.pread(self._fd, min(end - at, SLICE), PAGE + at), after, found)
+            if not length or at + length > end:
+                return None
+            at += length
+        return found
 
     def release(self, end: int) -> None:
         """Forget the records up to this end: SQLite has them."""
@@ -305,38 +311,3 @@ def _bounds(words: memoryview) -> tuple[int, int]:
 
 def _set_bounds(words: memoryview, start: int, end: int) -> None:
     words[_BOUNDS] = start << 32 | end
-
-
-def _record(identifier: int, row: Row) -> bytes:
-    kind, table, data = row
-    name = table.encode()
-    fields = _FIELDS.pack(identifier, _NUMBERS[kind], len(name), len(data)) + name
-    return b"".join((_CHECKSUM.pack(zlib.crc32(data, zlib.crc32(fields))), fields, data))
-
-
-_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
-
-
-def _length(content: bytes) -> int:
-    """How many bytes the first record says that it takes."""
-    if len(content) < _HEAD:
-        return LARGEST
-    _, _, name, size = _FIELDS.unpack_from(content, _CHECKSUM.size)
-    return int(_HEAD + name + size)
-
-
-def _parse(content: bytes, count: int) -> tuple[list[Operation], int]:
-    """The whole records at the beginning, so many at most, and how many bytes they take."""
-    operations: list[Operation] = []
-    view = memoryview(content)
-    at, length = 0, len(content)
-    while at + _HEAD <= length and len(operations) < count:
-        checksum, identifier, kind, name, size = _RECORD.unpack_from(content, at)
-        middle = at + _HEAD + name
-        end = middle + size
-        if end > length or checksum != zlib.crc32(view[at + _CHECKSUM.size : end]):
-            break
-        table = content[at + _HEAD : middle].decode()
-        operations.append(Operation(identifier, KINDS[kind], table, content[middle:end]))
-        at = end
-    return operations, at

@@ -8,10 +8,12 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from helena_cli.batch import histogram
 from helena_cli.batch.histogram import Bin
 from helena_cli.batch.spoolfile import used_bytes
+from helena_cli.batch.tally import Tally
 
 #: Seconds for which anything is put off, at most.
 LONGEST_PAUSE = 60.0
@@ -113,41 +115,52 @@ class Pressure(Struct, frozen=True):
     urgent: bool
 
 
-def conservation(connection: sqlite3.Connection) -> Conservation:
-    """The counters, and the rows that are there."""
+def conservation(connection: sqlite3.Connection, fresh: Tally) -> Conservation:
+    """The counters, and the operations that are there."""
     query = (
         "SELECT accepted + (SELECT coalesce(sum(accepted), 0) FROM lanes), written, coalesced,"
         " (SELECT count(*) FROM dead_letters), dropped, (SELECT count(*) FROM operations)"
         " FROM counters"
     )
-    return Conservation(*connection.execute(query).fetchone())
+    books = Conservation(*connection.execute(query).fetchone())
+    return replace(
+        books, accepted=books.accepted + fresh.total, spooled=books.spooled + fresh.total
+    )
 
 
-def queue(connection: sqlite3.Connection, now: float) -> Queue:
+def queue(connection: sqlite3.Connection, fresh: Tally, now: float) -> Queue:
     """What waits, in numbers."""
     inserts, updates, messages, oldest, dead = connection.execute(
         "SELECT coalesce(sum(inserts), 0), coalesce(sum(updates), 0),"
         " coalesce(sum(messages), 0), (SELECT min(id) FROM operations),"
         " (SELECT count(*) FROM dead_letters) FROM lanes"
     ).fetchone()
+    # What is in the tables is older than what is not.
+    oldest = fresh.first if oldest is None else oldest
     return Queue(
-        insert=inserts,
-        update=updates,
-        message=messages,
-        total=inserts + updates + messages,
+        insert=inserts + fresh.kind("insert"),
+        update=updates + fresh.kind("update"),
+        message=messages + fresh.kind("message"),
+        total=inserts + updates + messages + fresh.total,
         oldest_seconds=None if oldest is None else max(0.0, now - oldest / 1_000_000),
         dead_letters=dead,
-        spool_bytes=used_bytes(connection),
+        spool_bytes=used_bytes(connection) + fresh.size,
     )
 
 
-def lanes(connection: sqlite3.Connection) -> list[Lane]:
-    """Every table with queued operations or a reason to wait."""
+def lanes(connection: sqlite3.Connection, fresh: Tally) -> list[Lane]:
+    """Every table with queued operations or a reason to wait, by name."""
     query = (
         "SELECT name, inserts + updates + messages AS queued, reason, sqlstate, remedy, since,"
-        " retry_at, tries FROM lanes WHERE queued > 0 OR reason IS NOT NULL ORDER BY name"
+        " retry_at, tries FROM lanes WHERE queued > 0 OR reason IS NOT NULL"
     )
-    return [Lane(*row) for row in connection.execute(query)]
+    more = fresh.tables()
+    found = [
+        Lane(name, queued + more.pop(name, 0), *rest)
+        for name, queued, *rest in connection.execute(query)
+    ]
+    found += [Lane(name, queued, None, None, None, None, None, 0) for name, queued in more.items()]
+    return sorted(found, key=lambda lane: lane.table)
 
 
 def flusher(connection: sqlite3.Connection) -> Flusher | None:

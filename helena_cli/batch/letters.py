@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from helena_cli.batch import lanes
 from helena_cli.batch.identity import Damaged
-from helena_cli.batch.inbox import Row
 from helena_cli.batch.operation import KINDS
+from helena_cli.batch.record import Row
 from helena_cli.batch.verdict import Verdict
 
 

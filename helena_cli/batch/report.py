@@ -10,6 +10,7 @@ from msgspec import Struct, to_builtins
 from helena_cli.batch import histogram, ledger
 from helena_cli.batch.histogram import Histogram
 from helena_cli.batch.ledger import Conservation, Flusher, Flushes, Queue
+from helena_cli.batch.tally import Tally
 
 
 class Report(Struct, frozen=True):
@@ -24,13 +25,13 @@ class Report(Struct, frozen=True):
     waiting: int
 
 
-def read(connection: sqlite3.Connection, now: float) -> Report:
+def read(connection: sqlite3.Connection, fresh: Tally, now: float) -> Report:
     """All of it from one transaction, so that the numbers agree."""
     query = "SELECT lost, (SELECT count(*) FROM lanes WHERE reason IS NOT NULL) FROM counters"
     lost, waiting = connection.execute(query).fetchone()
     return Report(
-        queue=ledger.queue(connection, now),
-        conservation=ledger.conservation(connection),
+        queue=ledger.queue(connection, fresh, now),
+        conservation=ledger.conservation(connection, fresh),
         flusher=ledger.flusher(connection),
         flushes=ledger.flushes(connection),
         histograms=histogram.read(connection),

@@ -32,7 +32,6 @@ from helena_cli.batch import (
 )
 from helena_cli.batch.flush import Outcome, Taken, Waiting
 from helena_cli.batch.histogram import Bin
-from helena_cli.batch.inbox import Row
 from helena_cli.batch.ledger import (
     Conservation,
     Flusher,
@@ -44,6 +43,7 @@ from helena_cli.batch.ledger import (
 )
 from helena_cli.batch.letters import DeadLetter
 from helena_cli.batch.operation import Operation, encode
+from helena_cli.batch.record import Row
 from helena_cli.batch.report import Report
 from helena_cli.batch.spoolfile import Durability, SpoolFile
 from helena_cli.batch.standing import Standing
@@ -446,16 +446,16 @@ class Spool:
 
     def conservation(self) -> Conservation:
         """Both sides of the law, in one snapshot."""
-        return self._file.read(ledger.conservation)
+        return self._file.count(ledger.conservation)
 
     def queue(self) -> Queue:
         """What waits, in numbers."""
         now = self._clock()
-        return self._file.read(lambda connection: ledger.queue(connection, now))
+        return self._file.count(lambda connection, fresh: ledger.queue(connection, fresh, now))
 
     def lanes(self) -> list[Lane]:
         """Every table with queued operations or a reason to wait."""
-        return self._file.read(ledger.lanes)
+        return self._file.count(ledger.lanes)
 
     def flushes(self) -> Flushes:
         """All flushes in numbers, and the last one."""
@@ -468,7 +468,7 @@ class Spool:
     def report(self) -> Report:
         """All of its numbers in one snapshot."""
         now = self._clock()
-        return self._file.read(lambda connection: report.read(connection, now))
+        return self._file.count(lambda connection, fresh: report.read(connection, fresh, now))
 
     def flusher(self) -> Flusher | None:
         """The process that flushed last, as it said itself.

@@ -21,7 +21,9 @@ from typing import Literal, TypeVar
 
 from helena_cli.batch import fold, identity, salvage, trouble
 from helena_cli.batch.gate import wait_for_lock
-from helena_cli.batch.inbox import Inbox, InboxFull, InboxNew, Row, put_on_disk
+from helena_cli.batch.inbox import Inbox, InboxFull, InboxNew, put_on_disk
+from helena_cli.batch.record import Row
+from helena_cli.batch.tally import Tally
 from helena_cli.batch.trouble import is_damage, is_full, translated
 from helena_cli.errors import SpoolError
 
@@ -38,12 +40,12 @@ BUSY_TIMEOUT = 30.0
 CHECKPOINT_BYTES = 32 * 1024 * 1024
 
 #: What waits in the inbox is folded into the tables when it is larger than this, in bytes.
-INBOX_BYTES = 64 * 1024 * 1024
+INBOX_BYTES = 128 * 1024 * 1024
 
 #: The file of the inbox begins anew when it is larger than that, and little waits in it; at the
 #: latest with so many bytes.
 LITTLE = 4 * 1024 * 1024
-LARGEST_INBOX = 4 * INBOX_BYTES
+LARGEST_INBOX = 2 * INBOX_BYTES
 
 #: How often an operation is put into an inbox that was taken away.
 TRIES = 3
@@ -138,6 +140,24 @@ class SpoolFile:
         Without `fresh` what is in the inbox stays there.
         """
         return self._run(lambda: self._attempt_read(work, fresh=fresh))
+
+    def count(self, work: Callable[[sqlite3.Connection, Tally], Result]) -> Result:
+        """Run `work` in one snapshot of the tables, with the numbers of what is in the inbox."""
+        with self._lock, translated(self.path):
+            empty = self._inbox.is_empty()
+        found: list[Result] = []
+
+        def counted(connection: sqlite3.Connection, inbox: Inbox) -> None:
+            tally = None
+            if inbox.owner() == identity.spool_id(connection):
+                tally = inbox.tally(fold.folded(connection))
+            if tally is not None:
+                found.append(work(connection, tally))
+
+        if not empty:
+            self.look(counted)
+        # Damaged, or left by another spool: only who brings it into the tables sees what it is.
+        return found[0] if found else self.read(lambda c: work(c, Tally()), fresh=not empty)
 
     def look(self, work: Callable[[sqlite3.Connection, Inbox], Result]) -> Result:
         """Run `work` on tables and inbox as they are; nobody folds meanwhile."""

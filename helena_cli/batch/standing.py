@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from helena_cli.batch import ledger
 from helena_cli.batch.ledger import Lane, Pressure
+from helena_cli.batch.tally import Tally
 
 
 class Standing(Struct, frozen=True):
@@ -34,7 +35,7 @@ def read(connection: sqlite3.Connection, now: float) -> Standing:
     return Standing(
         spool_id=str(meta["spool_id"]),
         target_id=meta.get("target_id") or None,
-        waiting=tuple(lane for lane in ledger.lanes(connection) if lane.reason),
+        waiting=tuple(lane for lane in ledger.lanes(connection, Tally()) if lane.reason),
         pressure=ledger.pressure(connection, now),
         nonces={name: frozenset(known.split()) for name, known in nonces},
     )

@@ -201,8 +201,8 @@ class SpoolModel(RuleBasedStateMachine):
         assert taken.more == (len(given) > limit)
         following = spool.read_ahead(taken, limit=limit, max_bytes=MIB)
         if meddle:
-            # Somebody looks at the queue, so it is in the tables now.
-            self.spools[1 - n].queue()
+            # Somebody looks at what is queued, so it is in the tables now.
+            self.spools[1 - n].fold()
         gone = tuple(o.id for o in taken.operations)
         outcome = Outcome("target", written=gone[:1], skipped=gone[1:])
         flush = FlushRecord(0.0, len(gone), len(gone), 0.1)

@@ -424,13 +424,16 @@ def test_what_the_database_takes_never_enters_the_tables(
     assert spool.conservation().written == 120
 
 
+@pytest.mark.parametrize("fold_too", [True, False])
 def test_a_look_at_the_queue_in_the_middle_of_a_flush_doubles_nothing(
-    spool: Spool, make_cycle: MakeCycle
+    spool: Spool, make_cycle: MakeCycle, fold_too: bool
 ) -> None:
     late: list[int] = []
 
     def looked_at(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
         late.extend(add(spool, 2))
+        if fold_too:
+            spool.fold()
         assert spool.queue().total == 7
         return write_all(batch, hold)
 
@@ -440,6 +443,26 @@ def test_a_look_at_the_queue_in_the_middle_of_a_flush_doubles_nothing(
     assert cycle.turn(force=True)
     assert sent(writer) == [ids, late]
     assert spool.conservation().written == 7
+
+
+def test_who_only_counts_leaves_what_is_queued_where_it_is(
+    spool: Spool, make_cycle: MakeCycle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(batch: Batch, hold: Callable[[Operation, str], bool]) -> Outcome:
+        assert spool.queue().total == spool.conservation().spooled == 120
+        assert [(lane.table, lane.operations) for lane in spool.lanes()] == [
+            ("notes", 60),
+            ("others", 60),
+        ]
+        assert spool.report().queue.insert == 120
+        return write_all(batch, hold)
+
+    cycle, _ = make_cycle(counted)
+    monkeypatch.setattr(fold, "insert", None)
+    add(spool, 60)
+    add(spool, 60, "others")
+    assert cycle.turn()
+    assert spool.conservation().written == 120
 
 
 def test_what_is_read_ahead_is_written_next_together_with_what_came_later(

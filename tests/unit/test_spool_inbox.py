@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from helena_cli.batch import spoolfile
+from helena_cli.batch import fold, spoolfile
+from helena_cli.batch import inbox as module
 from helena_cli.batch.flush import Outcome
 from helena_cli.batch.inbox import PAGE
 from helena_cli.batch.ledger import FlushRecord
@@ -167,6 +168,77 @@ def test_settling_does_not_wait_for_what_was_accepted_later(spool):
     settle(spool, [operation.id for operation in taken])
     assert ids(spool) == [later]
     assert later > numbers[-1]
+
+
+def test_what_is_in_the_inbox_and_in_the_tables_is_counted_together(spool, clock):
+    first = fill(spool, 2)
+    spool.fold()
+    clock.now += 10
+    spool.append("update", "t", {"n": 1})
+    spool.append("message", "other", {"n": 1})
+    found = spool.queue()
+    assert (found.insert, found.update, found.message, found.total) == (2, 1, 1, 4)
+    assert found.oldest_seconds == pytest.approx(10, abs=0.001)
+    assert [(lane.table, lane.operations) for lane in spool.lanes()] == [("other", 1), ("t", 3)]
+    settle(spool, first)
+    fill(spool, 1)
+    assert spool.queue().total == 3
+    assert_law(spool)
+    assert spool.conservation().accepted == 5
+
+
+def test_the_oldest_one_may_be_in_the_inbox(spool, clock):
+    fill(spool, 1)
+    clock.now += 7
+    fill(spool, 1)
+    assert spool.queue().oldest_seconds == pytest.approx(7, abs=0.001)
+
+
+def test_many_records_of_all_sizes_are_counted_without_the_data(spool, monkeypatch):
+    monkeypatch.setattr(module, "SLICE", 5000)
+    numbers = spool.extend(
+        ("insert", f"table {n % 7}", {"a": "x" * (n * n % 9000)}) for n in range(500)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(fold, "insert", None)
+        assert spool.queue().total == len(numbers)
+        assert {lane.operations for lane in spool.lanes()} == {71, 72}
+
+
+def test_what_died_between_commit_and_release_is_counted_once(spool, monkeypatch):
+    fill(spool, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Inbox, "release", lambda *_: None)
+        spool.fold()
+    fill(spool, 2)
+    assert spool._file.fresh_bytes() > 0
+    assert spool.queue().total == 7
+    assert spool.conservation().accepted == 7
+
+
+def test_bytes_in_the_inbox_are_bytes_of_the_spool(spool):
+    before = spool.queue().spool_bytes
+    spool.append("insert", "t", {"a": "x" * 50_000})
+    assert 50_000 < spool.queue().spool_bytes - before < 51_000
+
+
+@pytest.mark.parametrize(
+    ("record", "offset"), [(1, 12), (2, 18)], ids=["no such kind", "more data than there are"]
+)
+def test_what_is_damaged_is_not_counted_but_brought_into_the_tables(spool, inbox, record, offset):
+    numbers = fill(spool, 3)
+    one = spool._file.fresh_bytes() // 3
+    write(inbox, PAGE + record * one + offset, b"\xff")
+    assert spool.queue().total == record
+    assert ids(spool) == numbers[:record]
+    assert spool.lost() == 1
+
+
+def test_operations_of_another_spool_are_not_counted_as_queued(spool):
+    fill(spool, 3)
+    spool._file._inbox.belong_to("another")
+    assert spool.queue().total == 0
+    assert len(spool.dead_letters()) == 3
 
 
 def write_first(spool: Spool, count: int) -> None:
