@@ -1,8 +1,9 @@
 """The inbox: where operations are accepted, in one write, before SQLite gets them in bulk.
 
 A transaction of SQLite costs a caller some fifty microseconds, a write into an open file five. So
-an accepted operation is a record in this file, and whoever looks into the spool folds the records
-into its tables first. What a process wrote survives its death; with `sync` also a power cut.
+an accepted operation is a record in this file. A flush takes it from here if it can; who needs it
+in the tables of the spool folds it into them; who only wants numbers counts the records. What a
+process wrote survives its death; with `sync` also a power cut.
 
 The file begins with a page of numbers that all processes map: where the records begin and end (one
 word, so that a death never leaves half of a change) and the last id. A record that did not get into
