@@ -11,7 +11,7 @@ from helena_cli.batch.verdict import Verdict
 
 
 class Taken(Struct, frozen=True):
-    """The oldest operations that could be written."""
+    """Operations that are written next, or after those that are written now."""
 
     operations: tuple[Operation, ...] = ()
     #: Whether there are more than these.

@@ -47,8 +47,11 @@ LOOK = 0.0002
 _END = 2**32 - 1
 LARGEST = _END - PAGE
 
-#: Bytes of records that are counted at once.
+#: Bytes of records that are counted or moved at once.
 SLICE = 1024 * 1024
+
+#: The file begins anew when so many bytes of it are done with, and less than a slice is not.
+ANEW = 16 * 1024 * 1024
 
 #: Bytes that a growing inbox leaves free on its disk: without room for a few pages of its own
 #: SQLite could not note what was written, and a disk that the inbox has filled would stay full.
@@ -200,13 +203,31 @@ class Inbox:
             if not length or at + length > end:
                 return None
             at += length
-        return found
+        return found if found.is_sound() else None
 
     def release(self, end: int) -> None:
-        """Forget the records up to this end: SQLite has them."""
+        """Forget the records up to this end: SQLite has them. For whoever is behind the gate."""
         with self._locked() as words:
             _, current = _bounds(words)
-            _set_bounds(words, *((0, 0) if current <= end else (end, current)))
+            if current <= end:
+                _set_bounds(words, 0, 0)
+            elif end < ANEW or current - end > SLICE:
+                _set_bounds(words, end, current)
+            else:
+                self._move_to_front(words, end, current)
+
+    def _move_to_front(self, words: memoryview, start: int, end: int) -> None:
+        """Begin the file anew: where producers never pause it is never empty."""
+        rest = os.pread(self._fd, end - start, PAGE + start)
+        if os.pwrite(self._fd, rest, PAGE) < end - start:
+            # Nothing of it counts yet.
+            _set_bounds(words, start, end)
+            return
+        if self._sync:
+            self._put_on_disk()
+        _set_bounds(words, 0, end - start)
+        if self._sync:
+            self._put_on_disk()
 
     def owner(self) -> str:
         """The id of the spool that the records were accepted for; empty in a new file."""

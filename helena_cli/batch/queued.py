@@ -17,7 +17,7 @@ from helena_cli.batch.operation import KINDS, Operation
 PAGE = 500
 
 #: What was never put back; what was has to be taken whole.
-_FRESH = "o.held_since IS NULL"
+_UNTRIED = "o.held_since IS NULL"
 
 _OPERATION = (
     "SELECT o.id, o.kind, l.name, o.data, o.attempts, o.held_since, o.held_since IS NULL OR"
@@ -50,8 +50,8 @@ def take(
 ) -> list[Operation]:
     """The oldest operations that fit, by id, and all held ones of their lanes.
 
-    Of every lane that flows, or of the one named `lane` although it waits. `known` come from
-    `follow`, and need not be read again.
+    Of every lane that flows, or of the one named `lane` although it waits. `known` were read ahead,
+    by `follow` or in the inbox before they were folded, and need not be read again.
     """
     lanes = _lanes(connection, lane)
     fits = len(known) <= limit and _size(known) <= max_bytes
@@ -91,7 +91,7 @@ def _take(
     taken = list(first)
     room = max_bytes - _size(taken)
     after = taken[-1].id if taken else after
-    query = f"{_OPERATION} WHERE o.lane = ? AND o.id > ? AND {_FRESH} ORDER BY o.id LIMIT ?"
+    query = f"{_OPERATION} WHERE o.lane = ? AND o.id > ? AND {_UNTRIED} ORDER BY o.id LIMIT ?"
     # Cursors are lazy: merging them reads only what is taken.
     for row in merge(*(connection.execute(query, (0, number, after, limit)) for number in lanes)):
         room -= len(row[3])

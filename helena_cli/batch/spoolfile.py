@@ -39,13 +39,13 @@ BUSY_TIMEOUT = 30.0
 #: The write-ahead log is folded into the file when it is larger than this, in bytes.
 CHECKPOINT_BYTES = 32 * 1024 * 1024
 
-#: What waits in the inbox is folded into the tables when it is larger than this, in bytes.
-INBOX_BYTES = 128 * 1024 * 1024
+#: What waits in the inbox is folded into the tables when it is larger than this, in bytes; so is
+#: all of it when its file is larger than that.
+INBOX_BYTES = 64 * 1024 * 1024
+LARGEST_INBOX = 4 * INBOX_BYTES
 
-#: The file of the inbox begins anew when it is larger than that, and little waits in it; at the
-#: latest with so many bytes.
-LITTLE = 4 * 1024 * 1024
-LARGEST_INBOX = 2 * INBOX_BYTES
+#: Up to so many bytes of records are counted where they are: it holds up the flusher.
+COUNTED = 8 * 1024 * 1024
 
 #: How often an operation is put into an inbox that was taken away.
 TRIES = 3
@@ -68,6 +68,7 @@ class SpoolFile:
         self._gate = -1
         self._connection: sqlite3.Connection | None = None
         self._inode = -1
+        self._accepted = False
         #: Where the records end that the open transaction makes superfluous.
         self._folded = 0
         self._inbox = Inbox(Path(f"{self.path}.inbox"), sync=durability == "power", clock=clock)
@@ -82,10 +83,11 @@ class SpoolFile:
     def close(self) -> None:
         """Close the file; a later use opens it again.
 
-        What is in the inbox goes into the tables first, where it can.
+        What was accepted here goes into the tables first, where it can.
         """
         with suppress(SpoolError):
-            if self._connection is not None:
+            # Who has accepted nothing leaves what others have where it is.
+            if self._connection is not None and self._accepted:
                 self.read(lambda _: None)
         self._let_go()
 
@@ -100,6 +102,7 @@ class SpoolFile:
     def accept(self, rows: Sequence[Row]) -> range:
         """Put operations into the inbox, all or none: durable when it returns the ids."""
         with self._lock:
+            self._accepted = True
             try:
                 return self._inbox.append(rows)
             except (InboxFull, InboxNew):
@@ -111,10 +114,10 @@ class SpoolFile:
     def _accept_anew(self, rows: Sequence[Row]) -> range:
         for _ in range(TRIES):
             self.transact(self._begin_inbox)
-            # It may be taken away again at once.
-            with translated(self.path), suppress(InboxNew):
+            # It may be taken away, or filled by others, again at once.
+            with translated(self.path), suppress(InboxNew, InboxFull):
                 return self._inbox.append(rows)
-        raise trouble.no_answer(self.path, "its inbox is taken away again and again")
+        raise trouble.no_answer(self.path, "its inbox is taken away or full again and again")
 
     def new_ids(self, connection: sqlite3.Connection, count: int) -> range:
         """Ids for rows of this transaction.
@@ -144,20 +147,17 @@ class SpoolFile:
     def count(self, work: Callable[[sqlite3.Connection, Tally], Result]) -> Result:
         """Run `work` in one snapshot of the tables, with the numbers of what is in the inbox."""
         with self._lock, translated(self.path):
-            empty = self._inbox.is_empty()
-        found: list[Result] = []
+            start, end = self._inbox.bounds()
 
-        def counted(connection: sqlite3.Connection, inbox: Inbox) -> None:
-            tally = None
-            if inbox.owner() == identity.spool_id(connection):
-                tally = inbox.tally(fold.folded(connection))
-            if tally is not None:
-                found.append(work(connection, tally))
+        def counted(connection: sqlite3.Connection, inbox: Inbox) -> tuple[Result] | None:
+            if inbox.owner() != identity.spool_id(connection):
+                return None
+            tally = inbox.tally(fold.folded(connection))
+            return None if tally is None else (work(connection, tally),)
 
-        if not empty:
-            self.look(counted)
-        # Damaged, or left by another spool: only who brings it into the tables sees what it is.
-        return found[0] if found else self.read(lambda c: work(c, Tally()), fresh=not empty)
+        found = self.look(counted) if 0 < end - start <= COUNTED else None
+        # Too much, damaged, or left by another spool: then it is brought into the tables.
+        return found[0] if found else self.read(lambda c: work(c, Tally()), fresh=end > start)
 
     def look(self, work: Callable[[sqlite3.Connection, Inbox], Result]) -> Result:
         """Run `work` on tables and inbox as they are; nobody folds meanwhile."""
@@ -189,21 +189,19 @@ class SpoolFile:
         return self.transact(whole, fresh=False)
 
     def tidy(self) -> None:
-        """Bring the inbox into the tables when it has grown large: it begins anew when it is empty.
+        """Bring the inbox into the tables when too much waits in it, or its file is too large.
 
-        A producer that never pauses would make it grow for ever.
+        While a lot waits, what has been written already takes room in the file too.
         """
         with self._lock, translated(self.path):
             start, end = self._inbox.bounds()
-            waiting = end - start
-            if (end > INBOX_BYTES and not LITTLE < waiting <= INBOX_BYTES) or end > LARGEST_INBOX:
+            if end - start > INBOX_BYTES or end > LARGEST_INBOX:
                 self.read(lambda _: None)
 
     def fresh_bytes(self) -> int:
-        """How much waits in the inbox."""
+        """How large the inbox is, with what is done with but still takes room."""
         with self._lock, translated(self.path):
-            start, end = self._inbox.bounds()
-            return end - start
+            return self._inbox.bounds()[1]
 
     def last_id(self) -> int:
         """The highest id that was given out."""

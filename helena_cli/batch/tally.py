@@ -21,6 +21,14 @@ class Tally(Struct):
         if self.first is None:
             self.first = identifier
 
+    def is_sound(self) -> bool:
+        """Whether all tables have names that can be; the records' checksums were not looked at."""
+        try:
+            self.tables()
+        except UnicodeDecodeError:
+            return False
+        return True
+
     @property
     def total(self) -> int:
         """How many there are."""

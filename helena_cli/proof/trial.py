@@ -35,8 +35,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-#: Whoever waits for a thread of a trial does it for so many seconds at a time: of an interrupt that
-#: comes right before a wait the interpreter learns after it.
+#: Seconds for which a thread of a trial is waited for at a time: an interrupt that comes right
+#: before a wait is only noticed after it.
 WAIT = 0.2
 
 #: What ends a trial, from the keyboard, by another process or with the terminal.

@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from helena_cli.batch import inbox as module
 from helena_cli.batch.flush import Outcome
 from helena_cli.batch.inbox import PAGE
 from helena_cli.batch.ledger import FlushRecord
+from helena_cli.batch.record import Row
 from helena_cli.batch.spool import Spool
 from helena_cli.errors import InvalidOperation
 from tests.spools import Clock, assert_law, fill, ids, settle
@@ -223,12 +224,15 @@ def test_bytes_in_the_inbox_are_bytes_of_the_spool(spool):
 
 
 @pytest.mark.parametrize(
-    ("record", "offset"), [(1, 12), (2, 18)], ids=["no such kind", "more data than there are"]
+    ("record", "offset"),
+    [(1, 12), (2, 18), (1, 19)],
+    ids=["no such kind", "more data than there are", "a name that is no text"],
 )
 def test_what_is_damaged_is_not_counted_but_brought_into_the_tables(spool, inbox, record, offset):
     numbers = fill(spool, 3)
     one = spool._file.fresh_bytes() // 3
     write(inbox, PAGE + record * one + offset, b"\xff")
+    assert sum(lane.operations for lane in spool.lanes()) == record
     assert spool.queue().total == record
     assert ids(spool) == numbers[:record]
     assert spool.lost() == 1
@@ -251,19 +255,55 @@ def write_first(spool: Spool, count: int) -> None:
     assert spool.settle_straight(taken, outcome, "n", flush, [])
 
 
+def extend_by(spool: Spool, count: int) -> list[int]:
+    """Queue operations whose records are of one size."""
+    return spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(count))
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize(
-    ("given", "written", "folded"),
-    [(90, 0, False), (90, 60, False), (120, 80, False), (120, 110, True), (110, 0, True)],
+    ("written", "anew"), [(59, False), (60, False), (79, False), (80, True), (99, True)]
 )
-def test_the_inbox_begins_anew_when_it_is_large_and_little_waits_or_too_much(
+def test_the_inbox_begins_anew_when_much_is_written_and_little_waits(
+    path, clock, monkeypatch, durability, written, anew
+):
+    with closing(Spool.open(path, clock=clock, durability=durability)) as spool:
+        numbers = extend_by(spool, 100)
+        one = spool._file.fresh_bytes() // 100
+        monkeypatch.setattr(module, "ANEW", 60 * one)
+        monkeypatch.setattr(module, "SLICE", 20 * one)
+        write_first(spool, written)
+        bounds = (0, 100 - written) if anew else (written, 100)
+        assert spool._file._inbox.bounds() == (bounds[0] * one, bounds[1] * one)
+        numbers += extend_by(spool, 5)
+        assert spool.queue().total == 105 - written
+        assert ids(spool) == numbers[written:]
+        assert_law(spool)
+
+
+def test_producers_that_never_pause_do_not_make_the_inbox_grow(spool, monkeypatch):
+    extend_by(spool, 100)
+    one = spool._file.fresh_bytes() // 100
+    monkeypatch.setattr(module, "ANEW", 300 * one)
+    monkeypatch.setattr(fold, "insert", None)
+    for _ in range(30):
+        extend_by(spool, 100)
+        write_first(spool, 100)
+        spool.checkpoint()
+        assert spool._file.fresh_bytes() <= 500 * one
+    write_first(spool, 100)
+    assert spool.conservation().written == 3100
+
+
+@pytest.mark.parametrize(
+    ("given", "written", "folded"), [(100, 0, False), (101, 0, True), (101, 1, False)]
+)
+def test_what_waits_is_brought_into_the_tables_when_it_is_too_much(
     spool, monkeypatch, given, written, folded
 ):
-    spool.append("insert", "t", {"a": 1000})
-    one = spool._file.fresh_bytes()
-    write_first(spool, 1)
+    extend_by(spool, given)
+    one = spool._file.fresh_bytes() // given
     monkeypatch.setattr(spoolfile, "INBOX_BYTES", 100 * one)
-    monkeypatch.setattr(spoolfile, "LITTLE", 20 * one)
-    spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(given))
     if written:
         write_first(spool, written)
     spool.checkpoint()
@@ -272,19 +312,47 @@ def test_the_inbox_begins_anew_when_it_is_large_and_little_waits_or_too_much(
 
 
 def test_the_inbox_begins_anew_at_the_latest_when_it_is_very_large(spool, monkeypatch):
-    spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(50))
-    one = spool._file.fresh_bytes() // 50
-    monkeypatch.setattr(spoolfile, "INBOX_BYTES", 60 * one)
-    monkeypatch.setattr(spoolfile, "LITTLE", one)
-    for _ in range(4):
-        spool.extend(("insert", "t", {"a": 1000 + n}) for n in range(50))
-        write_first(spool, 50)
-        spool.checkpoint()
-        assert spool._file.fresh_bytes() == 50 * one
-    monkeypatch.setattr(spoolfile, "LARGEST_INBOX", 240 * one)
+    extend_by(spool, 100)
+    write_first(spool, 40)
+    monkeypatch.setattr(spoolfile, "LARGEST_INBOX", spool._file.fresh_bytes())
+    spool.checkpoint()
+    assert spool._file.fresh_bytes() > 0
+    extend_by(spool, 1)
     spool.checkpoint()
     assert spool._file.fresh_bytes() == 0
-    assert len(ids(spool)) == 50
+    assert len(ids(spool)) == 61
+
+
+def test_more_than_can_be_counted_quickly_is_brought_into_the_tables(spool, monkeypatch):
+    numbers = fill(spool, 10)
+    monkeypatch.setattr(spoolfile, "COUNTED", spool._file.fresh_bytes())
+    assert spool.queue().total == 10
+    assert spool._file.fresh_bytes() > 0
+    numbers += fill(spool, 1)
+    assert spool.queue().total == 11
+    assert spool._file.fresh_bytes() == 0
+    assert ids(spool) == numbers
+
+
+def test_who_has_accepted_nothing_leaves_the_inbox_as_it_is(spool, path, clock):
+    fill(spool, 3)
+    waiting = spool._file.fresh_bytes()
+    with closing(Spool.open(path, clock=clock)) as other:
+        assert other.queue().total == 3
+    assert spool._file.fresh_bytes() == waiting
+
+
+def test_a_caller_whose_inbox_was_filled_again_at_once_tries_again(spool, monkeypatch):
+    append, refusals = module.Inbox.append, iter([module.InboxFull(), module.InboxFull()])
+
+    def full_at_first(inbox: module.Inbox, rows: Sequence[Row]) -> range:
+        for refusal in refusals:
+            raise refusal
+        return append(inbox, rows)
+
+    monkeypatch.setattr(module.Inbox, "append", full_at_first)
+    number = spool.append("insert", "t", {"a": 1})
+    assert ids(spool) == [number]
 
 
 def test_name_of_a_table_may_not_be_endless(spool):
