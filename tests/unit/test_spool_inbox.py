@@ -262,21 +262,22 @@ def extend_by(spool: Spool, count: int) -> list[int]:
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize(
-    ("written", "anew"), [(59, False), (60, False), (79, False), (80, True), (99, True)]
+    ("given", "written", "anew"),
+    [(70, 59, False), (70, 60, True), (100, 79, False), (100, 80, True), (100, 99, True)],
 )
 def test_the_inbox_begins_anew_when_much_is_written_and_little_waits(
-    path, clock, monkeypatch, durability, written, anew
+    path, clock, monkeypatch, durability, given, written, anew
 ):
     with closing(Spool.open(path, clock=clock, durability=durability)) as spool:
-        numbers = extend_by(spool, 100)
-        one = spool._file.fresh_bytes() // 100
+        numbers = extend_by(spool, given)
+        one = spool._file.fresh_bytes() // given
         monkeypatch.setattr(module, "ANEW", 60 * one)
         monkeypatch.setattr(module, "SLICE", 20 * one)
         write_first(spool, written)
-        bounds = (0, 100 - written) if anew else (written, 100)
+        bounds = (0, given - written) if anew else (written, given)
         assert spool._file._inbox.bounds() == (bounds[0] * one, bounds[1] * one)
         numbers += extend_by(spool, 5)
-        assert spool.queue().total == 105 - written
+        assert spool.queue().total == given + 5 - written
         assert ids(spool) == numbers[written:]
         assert_law(spool)
 
