@@ -203,7 +203,7 @@ class Inbox:
             if not length or at + length > end:
                 return None
             at += length
-        return found if found.is_sound() else None
+        return found
 
     def release(self, end: int) -> None:
         """Forget the records up to this end: SQLite has them. For whoever is behind the gate."""

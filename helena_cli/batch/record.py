@@ -17,6 +17,9 @@ _RECORD = struct.Struct("<IqBHI")
 #: Bytes before the table's name.
 HEAD = _RECORD.size
 
+#: More bytes than an inbox holds.
+_ENDLESS = 2**32
+
 _NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
 
@@ -34,9 +37,9 @@ def identifier(head: bytes) -> int:
 
 
 def length(content: bytes) -> int:
-    """How many bytes the first record says that it takes; very many where none begins."""
+    """How many bytes the first record says that it takes; endless where none begins."""
     if len(content) < HEAD:
-        return 2**32
+        return _ENDLESS
     _, _, name, size = _FIELDS.unpack_from(content, _CHECKSUM.size)
     return int(HEAD + name + size)
 
@@ -69,9 +72,14 @@ def count(content: bytes, after: int, tally: Tally) -> int:
         middle = at + HEAD + name
         if middle > end:
             break
-        if kind >= len(KINDS) or not name:
+        # The checksum is over the data too, so it is not looked at.
+        try:
+            known, table = KINDS[kind], content[at + HEAD : middle].decode()
+        except (IndexError, UnicodeDecodeError):
+            return 0
+        if not table:
             return 0
         if number > after:
-            tally.add(number, KINDS[kind], content[at + HEAD : middle])
+            tally.add(number, known, table)
         at = middle + size
     return at

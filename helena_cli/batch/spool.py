@@ -397,7 +397,7 @@ class Spool:
 
     def fold(self) -> None:
         """Bring what was accepted into the tables now, so that the next look finds it there."""
-        self._file.read(lambda _: None)
+        self._file.fold()
 
     def checkpoint(self) -> None:
         """Keep inbox and write-ahead log short."""

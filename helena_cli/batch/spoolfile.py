@@ -88,7 +88,7 @@ class SpoolFile:
         with suppress(SpoolError):
             # Who has accepted nothing leaves what others have where it is.
             if self._connection is not None and self._accepted:
-                self.read(lambda _: None)
+                self.fold()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -188,6 +188,10 @@ class SpoolFile:
 
         return self.transact(whole, fresh=False)
 
+    def fold(self) -> None:
+        """Bring what is in the inbox into the tables."""
+        self.read(lambda _: None)
+
     def tidy(self) -> None:
         """Bring the inbox into the tables when too much waits in it, or its file is too large.
 
@@ -196,7 +200,7 @@ class SpoolFile:
         with self._lock, translated(self.path):
             start, end = self._inbox.bounds()
             if end - start > INBOX_BYTES or end > LARGEST_INBOX:
-                self.read(lambda _: None)
+                self.fold()
 
     def fresh_bytes(self) -> int:
         """How large the inbox is, with what is done with but still takes room."""

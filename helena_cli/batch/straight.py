@@ -10,7 +10,7 @@ Functions behind the gate, so that nobody folds these records meanwhile; `Spool`
 import sqlite3
 from collections import Counter
 
-from helena_cli.batch import identity, lanes
+from helena_cli.batch import fold, identity, lanes
 from helena_cli.batch.flush import Outcome, Taken
 from helena_cli.batch.inbox import Inbox
 from helena_cli.batch.ledger import Pressure
@@ -106,8 +106,7 @@ def settle(
 ) -> bool:
     """Note that the database has all of it; False when it was folded meanwhile."""
     operations = straight.operations
-    (folded,) = connection.execute("SELECT folded_id FROM counters").fetchone()
-    if folded >= operations[0].id:
+    if fold.folded(connection) >= operations[0].id:
         return False
     connection.execute(
         "UPDATE counters SET folded_id = ?, written = written + ?, coalesced = coalesced + ?",

@@ -10,24 +10,15 @@ from helena_cli.batch.operation import Kind
 class Tally(Struct):
     """Operations by kind and table, the oldest one's id, and bytes."""
 
-    #: By the bytes of the table's name.
-    counts: Counter[tuple[Kind, bytes]] = field(default_factory=Counter)
+    counts: Counter[tuple[Kind, str]] = field(default_factory=Counter)
     first: int | None = None
     size: int = 0
 
-    def add(self, identifier: int, kind: Kind, table: bytes) -> None:
+    def add(self, identifier: int, kind: Kind, table: str) -> None:
         """Count one operation; they come by id."""
         self.counts[kind, table] += 1
         if self.first is None:
             self.first = identifier
-
-    def is_sound(self) -> bool:
-        """Whether all tables have names that can be; the records' checksums were not looked at."""
-        try:
-            self.tables()
-        except UnicodeDecodeError:
-            return False
-        return True
 
     @property
     def total(self) -> int:
@@ -42,5 +33,5 @@ class Tally(Struct):
         """How many each table has."""
         found: Counter[str] = Counter()
         for (_, table), count in self.counts.items():
-            found[table.decode()] += count
+            found[table] += count
         return found

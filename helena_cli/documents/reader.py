@@ -33,10 +33,6 @@ _PIPE = 1024 * 1024
 #: A piece of it; room for more at once costs more than it saves. Bytes.
 _PIECE = 64 * 1024
 
-#: New objects after which the process looks for garbage. Documents leave none, and to look as often
-#: as the interpreter does by default took a tenth of the time.
-_YOUNG = 10_000
-
 #: What a process that has ended raises.
 GONE = (OSError, EOFError)
 
@@ -68,7 +64,7 @@ class Reader:
         self.chunks: deque[Chunk] = deque()
         # If it has ended already, the next look says so.
         with suppress(*GONE):
-            self._write(pickle.dumps(sys.path) + pickle.dumps(settings))
+            self._write(pickle.dumps(sys.path) + pickle.dumps((settings, gc.get_threshold())))
 
     def give(self, chunk: Chunk) -> None:
         """Let it read these."""
@@ -118,11 +114,12 @@ class Reader:
 
 def serve() -> None:
     """What the process does."""
-    gc.set_threshold(_YOUNG)
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     # Whoever asks has gone, or wants no more answers.
     with suppress(*GONE, KeyboardInterrupt):
-        settings = pickle.load(questions)
+        settings, threshold = pickle.load(questions)
+        # As seldom as whoever asks: documents leave no garbage, and to look for it takes time.
+        gc.set_threshold(*threshold)
         _send(answers, None)
         while True:
             root, candidates = pickle.load(questions)

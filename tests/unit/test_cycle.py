@@ -413,6 +413,12 @@ def sent(writer: ScriptedWriter) -> list[list[int]]:
     return [[operation.id for operation in batch.operations] for batch in writer.batches]
 
 
+def drain(cycle: Cycle) -> None:
+    """Flush until nothing is left that can be."""
+    while cycle.turn(force=True):
+        pass
+
+
 def test_what_the_database_takes_never_enters_the_tables(
     spool: Spool, make_cycle: MakeCycle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,8 +480,7 @@ def test_what_is_read_ahead_is_written_next_together_with_what_came_later(
 
     cycle, writer = make_cycle(more, write_all, size=4, max_size=4)
     ids = add(spool, 6)
-    while cycle.turn(force=True):
-        pass
+    drain(cycle)
     assert sent(writer) == [ids[:4], ids[4:]]
     assert writer.ahead[:2] == ids[4:6]
 
@@ -486,8 +491,7 @@ def test_what_is_read_ahead_of_the_tables_is_written_next(
     cycle, writer = make_cycle(write_all, size=4, max_size=4)
     ids = add(spool, 10)
     spool.fold()
-    while cycle.turn(force=True):
-        pass
+    drain(cycle)
     assert sent(writer) == [ids[:4], ids[4:8], ids[8:]]
     assert writer.ahead == ids[4:]
 
@@ -504,8 +508,7 @@ def test_what_was_read_ahead_and_given_up_since_is_not_written(
     cycle, writer = make_cycle(give_up, write_all, size=4, max_size=4)
     ids = add(spool, 10)
     spool.fold()
-    while cycle.turn(force=True):
-        pass
+    drain(cycle)
     assert sent(writer) == [ids[:4], [ids[4], *ids[6:9]], ids[9:]]
 
 
@@ -513,8 +516,7 @@ def test_what_is_read_ahead_does_not_survive_a_failure(spool: Spool, make_cycle:
     cycle, writer = make_cycle(fail(), write_all, size=4, max_size=4)
     ids = add(spool, 6)
     assert not cycle.turn(force=True)
-    while cycle.turn(force=True):
-        pass
+    drain(cycle)
     assert sent(writer) == [ids[:4], ids[:4], ids[4:]]
 
 
@@ -540,8 +542,7 @@ def test_operations_of_a_table_that_has_some_in_the_tables_wait_for_those(
     ids = add(spool, 5)
     spool.fold()
     ids += add(spool, 5)
-    while cycle.turn(force=True):
-        pass
+    drain(cycle)
     assert [i for batch in sent(writer) for i in batch] == ids
 
 
@@ -553,8 +554,7 @@ def test_operations_larger_than_what_is_read_at_once_go_straight_too(
     ids = [
         spool.append("insert", "notes", {"text": "x" * size}) for size in (6_000_000, 1, 7_000_000)
     ]
-    while cycle.turn(force=True):
-        pass
+    drain(cycle)
     assert [i for batch in sent(writer) for i in batch] == ids
     assert spool.conservation().written == 3
 

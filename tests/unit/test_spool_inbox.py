@@ -18,7 +18,7 @@ from helena_cli.batch import inbox as module
 from helena_cli.batch.flush import Outcome
 from helena_cli.batch.inbox import PAGE
 from helena_cli.batch.ledger import FlushRecord
-from helena_cli.batch.record import Row
+from helena_cli.batch.record import HEAD, Row
 from helena_cli.batch.spool import Spool
 from helena_cli.errors import InvalidOperation
 from tests.spools import Clock, assert_law, fill, ids, settle
@@ -235,6 +235,17 @@ def test_what_is_damaged_is_not_counted_but_brought_into_the_tables(spool, inbox
     assert sum(lane.operations for lane in spool.lanes()) == record
     assert spool.queue().total == record
     assert ids(spool) == numbers[:record]
+    assert spool.lost() == 1
+
+
+def test_zeros_are_no_records(spool, inbox):
+    numbers = [spool.append("insert", "t", {"a": 10**11 + n}) for n in range(3)]
+    one = spool._file.fresh_bytes() // 3
+    # As many heads of nothing but zeros as one record takes.
+    assert one == 2 * HEAD
+    write(inbox, PAGE + one, bytes(one))
+    assert spool.queue().total == 1
+    assert ids(spool) == numbers[:1]
     assert spool.lost() == 1
 
 
